@@ -1,0 +1,151 @@
+"""From the line of waiting windows to the engine and back, and the policy on death.
+
+A death in a batch blames nobody: its windows are tried again, each alone in the engine. Only a window that was
+alone twice when the engine died is given up as `poison_input`, and its content is remembered, so that the same
+input does not cost two more workers when it comes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from whisperd.batching import Batcher
+from whisperd.errors import WhisperdError
+from whisperd.jobs import Job, Window
+from whisperd.log import log
+from whisperd.messages import WindowResult
+from whisperd.model_engine import Engine
+from whisperd.worker import WorkerLost
+
+ALONE_TRIES = 2
+
+
+class Outcomes(Protocol):
+    """Who hears what became of windows."""
+
+    def window_started(self, window: Window, batch_rows: int) -> None: ...
+    def window_done(self, window: Window, result: WindowResult) -> None: ...
+    def window_failed(self, window: Window, error: WhisperdError) -> None: ...
+    def batch_done(self, rows: int, busy_s: float) -> None: ...
+
+
+@dataclass(eq=False)
+class _Flight:
+    """One batch in the engine; `alone` while nothing else was in it from start to end."""
+
+    windows: Sequence[Window]
+    alone: bool
+
+
+@dataclass
+class Dispatcher:
+    """Feeds one engine from one batcher, as fast as the engine takes it and no faster."""
+
+    engine: Engine
+    batcher: Batcher
+    outcomes: Outcomes
+    batches: int = 0
+    rows: int = 0
+    last_used: float = 0.0
+    _flights: set[_Flight] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _now: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
+
+    def __post_init__(self) -> None:
+        self.last_used = self._now()
+
+    @property
+    def idle(self) -> bool:
+        return not self._flights and not self.batcher
+
+    def add(self, windows: Sequence[Window]) -> None:
+        """Queues a job's windows and hands out what the engine can take."""
+        self.batcher.add(windows)
+        self.pump()
+
+    def discard(self, job: Job) -> None:
+        """The job is over: its waiting windows go, those in the engine come back to nobody."""
+        self.batcher.discard(job)
+
+    def replace_engine(self, successor: Engine) -> Engine:
+        """From now on batches go to the successor; what flies lands from the old engine, which is returned."""
+        old, self.engine = self.engine, successor
+        successor.changed = self.pump
+        return old
+
+    def pump(self) -> None:
+        """Hands out batches while the engine has room. Called whenever something changed."""
+        state, error = self.engine.health()
+        if state == "failed" and error:
+            self._fail_waiting(error)
+            return
+        while self.engine.capacity() > 0:
+            if self.batcher.suspect_waits():
+                if self._flights:
+                    return  # it must be alone, so what flies lands first
+                self._launch([self.batcher.next_suspect()])
+                return
+            if any(flight.windows[0].suspect for flight in self._flights):
+                return
+            batch = self.batcher.next_batch()
+            if not batch:
+                return
+            self._launch(batch)
+
+    def _launch(self, windows: list[Window]) -> None:
+        flight = _Flight(windows, alone=len(windows) == 1 and not self._flights)
+        for other in self._flights:
+            other.alone = False
+        self._flights.add(flight)
+        self.batches += 1
+        self.rows += len(windows)
+        for window in windows:
+            self.outcomes.window_started(window, len(windows))
+        task = asyncio.get_running_loop().create_task(self._fly(flight, self.engine))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fly(self, flight: _Flight, engine: Engine) -> None:
+        began = self._now()
+        try:
+            results = await engine.submit(flight.windows)
+        except WorkerLost as error:
+            self._land(flight)
+            self._try_again(flight, WhisperdError("poison_input", f"this audio ended the engine twice: {error}"))
+        except Exception as error:  # a batch must never vanish: whatever went wrong, its windows are answered for
+            self._land(flight)
+            log.error("batch failed", rows=len(flight.windows), reason=f"{type(error).__name__}: {error}")
+            self._try_again(flight, WhisperdError("internal", f"the engine failed on this audio: {error}"))
+        else:
+            self._land(flight)
+            self.outcomes.batch_done(len(flight.windows), self._now() - began)
+            for window, result in zip(flight.windows, results, strict=True):
+                if not window.job.over:
+                    self.outcomes.window_done(window, result)
+        self.pump()
+
+    def _land(self, flight: _Flight) -> None:
+        self._flights.discard(flight)
+        self.last_used = self._now()
+
+    def _try_again(self, flight: _Flight, last_word: WhisperdError) -> None:
+        for window in flight.windows:
+            if window.job.over:
+                continue
+            window.deaths_alone += flight.alone
+            if window.deaths_alone >= ALONE_TRIES:
+                self.outcomes.window_failed(window, last_word)
+            else:
+                self.batcher.add_suspect(window)
+
+    def _fail_waiting(self, error: WhisperdError) -> None:
+        """The engine will not come: nobody waits in vain."""
+        while self.batcher.suspect_waits():
+            self.outcomes.window_failed(self.batcher.next_suspect(), error)
+        while batch := self.batcher.next_batch():
+            for window in batch:
+                if not window.job.over:
+                    self.outcomes.window_failed(window, error)

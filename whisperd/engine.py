@@ -1,0 +1,380 @@
+"""The only module that knows faster-whisper and CTranslate2: a batch of windows in, text with figures out.
+
+Three things are decided here and nowhere else.
+
+*Short context.* Whisper is trained on 30 s, and padding short windows to it is most of their cost. Windows come with
+a shorter context (`frames`) whose end is silence. A model so fed sometimes fails to stop: it repeats itself or
+runs on. `_guard` finds those rows, and they alone are decoded again with the full context.
+
+*Temperature fallback*, as in openai/whisper: a row that is too repetitive or too unlikely is decoded again, alone, at
+the next temperature, so that one bad row changes nothing for its neighbours.
+
+*No memory.* Nothing of one call is kept for the next but the model itself.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ctranslate2
+import numpy as np
+import numpy.typing as npt
+from faster_whisper import WhisperModel
+from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer
+from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens, merge_punctuations
+from faster_whisper.utils import download_model
+
+from whisperd.errors import WhisperdError
+from whisperd.messages import (
+    FRAMES_MAX,
+    FRAMES_PER_SECOND,
+    SAMPLE_RATE,
+    DecodeOptions,
+    RowOptions,
+    Segment,
+    WindowResult,
+    Word,
+)
+from whisperd.repeats import tail_repeats
+from whisperd.timestamps import AlignedWord, Stretch, settle_words, share_words, split_at_timestamps
+
+_HOP = SAMPLE_RATE // FRAMES_PER_SECOND  # samples per log-mel frame
+_MAX_INITIAL_TIMESTAMP = 50  # in timestamp tokens: speech is expected to begin in the first second
+_BEST_OF = 5  # samples drawn at a temperature above zero, of which the likeliest is kept
+# The guard's own limits, for rows with a short context; the client's thresholds decide the fallback instead.
+_GUARD_COMPRESSION = 2.4
+_GUARD_LOGPROB = -1.0
+
+Beat = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One window to decode: float32 samples at 16 kHz, shape [samples], and what it wants for itself."""
+
+    samples: npt.NDArray[np.float32]
+    options: RowOptions
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What one decoding of one row gave."""
+
+    tokens: tuple[int, ...]
+    text: str
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    temperature: float
+    capped: bool
+
+
+class Recognizer:
+    """A loaded model. `transcribe` may be called from as many threads at once as there are lanes."""
+
+    def __init__(self, path: Path, device: str, compute_type: str, lanes: int, threads: int) -> None:
+        """Raises WhisperdError model_load_failed."""
+        try:
+            self.model = WhisperModel(
+                str(path),
+                device=device,
+                compute_type=compute_type,
+                cpu_threads=threads,
+                num_workers=lanes,
+                local_files_only=True,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise WhisperdError("model_load_failed", f"{path}: {error}") from error
+        self.multilingual = bool(self.model.model.is_multilingual)
+        self._tokenizers: dict[tuple[str, str], Tokenizer] = {}
+        self.languages = self._known_languages()
+
+    def _known_languages(self) -> list[str]:
+        """Language codes whose token the model has; older models lack some."""
+        if not self.multilingual:
+            return ["en"]
+        vocabulary = self.model.hf_tokenizer
+        return [code for code in _LANGUAGE_CODES if vocabulary.token_to_id(f"<|{code}|>") is not None]
+
+    def transcribe(
+        self, rows: Sequence[Row], options: DecodeOptions, frames: int, beat: Beat
+    ) -> list[WindowResult]:
+        """Decodes a batch. `beat` is called between the steps, so that a hang can be told from hard work."""
+        began = time.perf_counter()
+        encoded = self._encode(rows, frames, beat)
+        languages = self._languages(rows, encoded)
+        tokenizers = [self._tokenizer(language, row.options.task)
+                      for (language, _), row in zip(languages, rows, strict=True)]  # fmt: skip
+        attempts = self._generate(encoded, rows, tokenizers, options, options.temperatures[0], frames)
+        beat()
+        outcomes: list[tuple[list[Segment], str | None]] = []
+        for i, (row, tokenizer, attempt) in enumerate(zip(rows, tokenizers, attempts, strict=True)):
+            reason = _guard(attempt, options) if frames < FRAMES_MAX else None
+            own, row_encoded, index = attempt, encoded, i
+            if reason or _needs_fallback(attempt, options):
+                own, row_encoded = self._retry(row, tokenizer, options, None if frames < FRAMES_MAX else attempt, beat)
+                reason, index = reason or "temperature", 0
+            outcomes.append((self._segments(row, tokenizer, own, options, row_encoded, index), reason))
+            if row.options.words:
+                beat()
+        infer_ms = (time.perf_counter() - began) * 1000
+        return [
+            WindowResult(tuple(segments), language, probability, infer_ms, reason)
+            for (segments, reason), (language, probability) in zip(outcomes, languages, strict=True)
+        ]
+
+    def detect(self, rows: Sequence[Row], beat: Beat) -> list[WindowResult]:
+        """Language probabilities of each row, best first, from the full context."""
+        began = time.perf_counter()
+        if not self.multilingual:
+            found = [[("en", 1.0)] for _ in rows]
+        else:
+            encoded = self._encode(rows, FRAMES_MAX, beat)
+            found = [[(token[2:-2], p) for token, p in row] for row in self.model.model.detect_language(encoded)]
+        infer_ms = (time.perf_counter() - began) * 1000
+        return [WindowResult((), every[0][0], every[0][1], infer_ms, languages=tuple(every)) for every in found]
+
+    def _encode(self, rows: Sequence[Row], frames: int, beat: Beat) -> Any:
+        """Encoder output of shape [rows, frames / 2, d_model].
+
+        Silence is padded as samples, then turned into log-mel: zeros put into the log-mel are no silence to the
+        model. On a CPU rows are encoded one by one, because a batch of them only falls out of the cache.
+        """
+        features = [
+            self.model.feature_extractor(_pad(row.samples, frames * _HOP), padding=0)[..., :frames] for row in rows
+        ]
+        if self.model.model.device != "cpu":
+            encoded = self.model.encode(np.stack(features))
+            beat()
+            return encoded
+        outputs = []
+        for one in features:
+            outputs.append(np.array(self.model.encode(one)))
+            beat()
+        return ctranslate2.StorageView.from_array(np.concatenate(outputs))
+
+    def _languages(self, rows: Sequence[Row], encoded: Any) -> list[tuple[str, float]]:
+        if not self.multilingual:
+            return [("en", 1.0)] * len(rows)
+        if all(row.options.language for row in rows):
+            return [(str(row.options.language), 1.0) for row in rows]
+        detected = self.model.model.detect_language(encoded)
+        return [
+            (row.options.language, 1.0) if row.options.language else (found[0][0][2:-2], float(found[0][1]))
+            for row, found in zip(rows, detected, strict=True)
+        ]
+
+    def _tokenizer(self, language: str, task: str) -> Tokenizer:
+        key = (language, task)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = Tokenizer(
+                self.model.hf_tokenizer, self.multilingual, task=task, language=language
+            )
+        return self._tokenizers[key]
+
+    def _prompt(self, tokenizer: Tokenizer, options: DecodeOptions) -> list[int]:
+        previous = tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else []
+        prompt: list[int] = self.model.get_prompt(
+            tokenizer, previous, without_timestamps=not options.timestamps, hotwords=options.hotwords
+        )
+        return prompt
+
+    def _generate(
+        self,
+        encoded: Any,
+        rows: Sequence[Row],
+        tokenizers: Sequence[Tokenizer],
+        options: DecodeOptions,
+        temperature: float,
+        frames: int,
+    ) -> list[_Attempt]:
+        prompts = [self._prompt(tokenizer, options) for tokenizer in tokenizers]
+        prompt_tokens = len(prompts[0])
+        cap = _token_cap(max(row.duration_s for row in rows), frames, self.model.max_length - prompt_tokens)
+        sampling: dict[str, Any] = {"beam_size": options.beam_size}
+        if temperature > 0:
+            # sampling_topk 0 means all tokens; its default of 1 would make every temperature greedy
+            sampling = {"beam_size": 1, "num_hypotheses": _BEST_OF, "sampling_topk": 0,
+                        "sampling_temperature": temperature}  # fmt: skip
+        results = self.model.model.generate(
+            encoded,
+            prompts,
+            max_length=prompt_tokens + cap,
+            return_scores=True,
+            return_no_speech_prob=True,
+            suppress_blank=True,
+            suppress_tokens=self._suppressed(tokenizers[0], options),
+            max_initial_timestamp_index=_MAX_INITIAL_TIMESTAMP,
+            **sampling,
+        )
+        return [
+            _attempt(result, tokenizer, temperature, cap)
+            for result, tokenizer in zip(results, tokenizers, strict=True)
+        ]
+
+    def _suppressed(self, tokenizer: Tokenizer, options: DecodeOptions) -> list[int]:
+        """CTranslate2 writes to the ids it is given without a look: one beyond the vocabulary ends the process."""
+        vocabulary = self.model.hf_tokenizer.get_vocab_size()
+        known = [token for token in options.suppress_tokens if token < vocabulary]
+        return list(get_suppressed_tokens(tokenizer, known))
+
+    def _retry(
+        self, row: Row, tokenizer: Tokenizer, options: DecodeOptions, first: _Attempt | None, beat: Beat
+    ) -> tuple[_Attempt, Any]:
+        """One row alone with the full context, down the temperatures; `first` is what the first of them gave
+        with the full context, if it was tried. Returns the kept attempt and the row's encoder output."""
+        encoded = self._encode([row], FRAMES_MAX, beat)
+        tried = [first] if first else []
+        for temperature in options.temperatures[len(tried) :]:
+            attempt = self._generate(encoded, [row], [tokenizer], options, temperature, FRAMES_MAX)[0]
+            beat()
+            tried.append(attempt)
+            if not _needs_fallback(attempt, options):
+                return attempt, encoded
+        limit = options.compression_ratio_threshold
+        calm = [attempt for attempt in tried if limit is None or attempt.compression_ratio <= limit]
+        return max(calm or tried, key=lambda attempt: attempt.avg_logprob), encoded
+
+    def _segments(
+        self, row: Row, tokenizer: Tokenizer, attempt: _Attempt, options: DecodeOptions, encoded: Any, index: int
+    ) -> list[Segment]:
+        if _is_silence(attempt, options) or not attempt.text:
+            return []
+        if options.timestamps:
+            stretches = split_at_timestamps(
+                attempt.tokens, tokenizer.timestamp_begin, tokenizer.eot, round(row.duration_s, 3)
+            )
+        else:
+            stretches = [Stretch(0.0, round(row.duration_s, 3), tuple(t for t in attempt.tokens if t < tokenizer.eot))]
+        words = self._words(row, tokenizer, stretches, encoded, index) if row.options.words else None
+        segments = []
+        for number, stretch in enumerate(stretches):
+            own = words[number] if words is not None else None
+            segments.append(
+                Segment(
+                    id=number,
+                    start=own[0].start if own else stretch.start,
+                    end=own[-1].end if own else stretch.end,
+                    text=tokenizer.decode(list(stretch.tokens)),
+                    avg_logprob=attempt.avg_logprob,
+                    no_speech_prob=attempt.no_speech_prob,
+                    compression_ratio=attempt.compression_ratio,
+                    temperature=attempt.temperature,
+                    words=None if own is None else tuple(own),
+                )
+            )
+        return segments
+
+    def _words(
+        self, row: Row, tokenizer: Tokenizer, stretches: Sequence[Stretch], encoded: Any, index: int
+    ) -> list[list[Word]]:
+        """Words of each stretch, aligned against the window's encoder output."""
+        tokens = [token for stretch in stretches for token in stretch.tokens]
+        speech_frames = min(FRAMES_MAX, max(2, int(len(row.samples) / _HOP)))
+        found = self.model.find_alignment(tokenizer, [tokens], _row_of(encoded, index), [speech_frames])[0]
+        merge_punctuations(found, "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、")
+        aligned = [
+            AlignedWord(w["word"], float(w["start"]), float(w["end"]), float(w["probability"]), len(w["tokens"]))
+            for w in found
+        ]
+        words, floor_s = [], 0.0
+        for own in share_words(stretches, aligned):
+            settled = settle_words(own, row.duration_s, floor_s)
+            floor_s = settled[-1].end if settled else floor_s
+            words.append([Word(w.word, w.start, w.end, w.probability) for w in settled])
+        return words
+
+
+def _pad(samples: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.float32]:
+    if len(samples) >= length:
+        return samples[:length]
+    return np.pad(samples, (0, length - len(samples)))
+
+
+def _row_of(encoded: Any, index: int) -> Any:
+    """One row of encoder output, still of three dimensions."""
+    if encoded.shape[0] == 1:
+        return encoded
+    on_cpu = encoded.to_device(ctranslate2.Device.cpu) if encoded.device != "cpu" else encoded
+    return ctranslate2.StorageView.from_array(np.ascontiguousarray(np.array(on_cpu)[index : index + 1]))
+
+
+def _token_cap(duration_s: float, frames: int, room: int) -> int:
+    """Tokens that a window may have. Fast speech has five a second; a short context that runs past eight does not
+    stop by itself. With the full context the model's own limit holds, as in openai/whisper."""
+    if frames >= FRAMES_MAX:
+        return room
+    return min(room, max(32, int(8 * duration_s) + 24))
+
+
+def _attempt(result: Any, tokenizer: Tokenizer, temperature: float, cap: int) -> _Attempt:
+    tokens = result.sequences_ids[0]
+    text = tokenizer.decode(tokens).strip()
+    return _Attempt(
+        tokens=tuple(tokens),
+        text=text,
+        # the score is the mean over the tokens; openai/whisper's mean counts the end of text too
+        avg_logprob=result.scores[0] * len(tokens) / (len(tokens) + 1),
+        no_speech_prob=result.no_speech_prob,
+        compression_ratio=get_compression_ratio(text),
+        temperature=temperature,
+        capped=len(tokens) >= cap - 1,
+    )
+
+
+def _guard(attempt: _Attempt, options: DecodeOptions) -> str | None:
+    """Why a row decoded with a short context is not to be trusted, or None."""
+    if attempt.capped:
+        return "token_cap"
+    if attempt.compression_ratio > _GUARD_COMPRESSION:
+        return "compression_ratio"
+    if attempt.avg_logprob < _GUARD_LOGPROB:
+        return "avg_logprob"
+    if not attempt.text:
+        return "empty"
+    if tail_repeats(attempt.text):
+        return "repeat"
+    if options.log_prob_threshold is None and _is_silence(attempt, options):
+        return "no_speech"  # that figure means little with a short context
+    return None
+
+
+def _is_silence(attempt: _Attempt, options: DecodeOptions) -> bool:
+    if options.no_speech_threshold is None or attempt.no_speech_prob <= options.no_speech_threshold:
+        return False
+    return options.log_prob_threshold is None or attempt.avg_logprob <= options.log_prob_threshold
+
+
+def _needs_fallback(attempt: _Attempt, options: DecodeOptions) -> bool:
+    unlikely = options.log_prob_threshold is not None and attempt.avg_logprob < options.log_prob_threshold
+    if unlikely and _is_silence(attempt, options):
+        return False
+    limit = options.compression_ratio_threshold
+    return unlikely or (limit is not None and attempt.compression_ratio > limit)
+
+
+def main() -> int:
+    """`python -m whisperd.engine download NAME`: fetches a model from the Hugging Face hub, prints its folder."""
+    if len(sys.argv) != 3 or sys.argv[1] != "download":
+        sys.stderr.write("usage: python -m whisperd.engine download NAME\n")
+        return 2
+    try:
+        folder = download_model(sys.argv[2])
+    except Exception as error:  # the hub client raises many kinds; each ends here as one line for the caller
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 1
+    sys.stdout.write(f"{folder}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

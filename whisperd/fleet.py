@@ -1,0 +1,223 @@
+"""The models in memory: loaded when wanted, replaced without a gap, let go when idle.
+
+A model is one engine behind one dispatcher. Unloading ends a process, because that is the only way by which its
+memory really goes back to the system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from whisperd import models
+from whisperd.batching import Batcher
+from whisperd.config import Config
+from whisperd.dispatch import Dispatcher, Outcomes
+from whisperd.errors import WhisperdError
+from whisperd.log import log
+from whisperd.model_engine import Engine, ModelTraits
+from whisperd.worker import Worker
+
+MakeEngine = Callable[[str], Engine]  # by model name; raises WhisperdError; may block (it verifies files)
+_ERRORS_MAX = 64  # names come from clients
+_POLL_IDLE_S = 1.0  # how late an idle model may go
+
+
+@dataclass(eq=False)
+class Loaded:
+    """One model that is loading or loaded."""
+
+    name: str
+    dispatcher: Dispatcher
+    ready: asyncio.Future[ModelTraits]
+
+    @property
+    def engine(self) -> Engine:
+        return self.dispatcher.engine
+
+
+class Fleet:
+    """Loads models by name and keeps at most `models_max` of them."""
+
+    def __init__(self, config: Config, outcomes: Outcomes, make_engine: MakeEngine) -> None:
+        self._config = config
+        self._outcomes = outcomes
+        self._make_engine = make_engine
+        self._models: dict[str, Loaded] = {}
+        self._loading: dict[str, asyncio.Task[Loaded]] = {}
+        self._leaving: set[Engine] = set()
+        self.start_errors: dict[str, WhisperdError] = {}  # why a model's last loading did not even begin
+        self._idle_watch: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        if self._config.idle_unload_s > 0:
+            self._idle_watch = asyncio.get_running_loop().create_task(self._watch_idle())
+
+    def default_name(self) -> str:
+        """The model of requests that name none. Raises model_not_found, saying how to get one."""
+        name = self._config.model or models.default_model()
+        if name is None:
+            raise WhisperdError(
+                "model_not_found",
+                "no model is installed: pip install 'whisperd[tiny-en]', or start with --model NAME or PATH",
+            )
+        return name
+
+    def workers(self) -> list[tuple[str, Worker]]:
+        """The inference workers with their models' names."""
+        return [(loaded.name, worker) for loaded in self._models.values() for worker in loaded.engine.workers()]
+
+    def loaded(self) -> list[Loaded]:
+        return list(self._models.values())
+
+    def queued(self) -> int:
+        """Windows that wait for an engine."""
+        return sum(len(loaded.dispatcher.batcher) for loaded in self._models.values())
+
+    async def ready(self, name: str) -> Loaded:
+        """The model, loaded; waits while it loads. Raises model_not_found, model_load_failed, overloaded."""
+        loaded = self._models.get(name)
+        if loaded and loaded.engine.health()[0] == "failed":
+            await self._forget(loaded)  # asked for again: another try
+            loaded = None
+        if loaded is None:
+            loaded = await self._load_once(name)
+        await asyncio.shield(loaded.ready)
+        return loaded
+
+    async def _load_once(self, name: str) -> Loaded:
+        """However many ask for it at once, a model is loaded once."""
+        if name not in self._loading:
+            task = asyncio.get_running_loop().create_task(self._load(name))
+            self._loading[name] = task
+            task.add_done_callback(lambda _: self._loading.pop(name, None))
+        return await asyncio.shield(self._loading[name])
+
+    async def _load(self, name: str) -> Loaded:
+        try:
+            engine = await asyncio.to_thread(self._make_engine, name)
+        except WhisperdError as error:
+            if len(self.start_errors) < _ERRORS_MAX:
+                self.start_errors[name] = error
+            raise
+        self.start_errors.pop(name, None)
+        await self._make_room()
+        batcher = Batcher(self._config.batch_rows, self._config.batch_audio_s)
+        dispatcher = Dispatcher(engine, batcher, self._outcomes)
+        loaded = Loaded(name, dispatcher, asyncio.get_running_loop().create_future())
+        self._models[name] = loaded
+        self._start_engine(engine, loaded.ready, dispatcher.pump)
+        return loaded
+
+    def _start_engine(self, engine: Engine, ready: asyncio.Future[ModelTraits], pump: Callable[[], None]) -> None:
+        ready.add_done_callback(lambda done: done.cancelled() or done.exception())  # may have no listener
+
+        def changed() -> None:
+            state, error = engine.health()
+            if not ready.done() and state == "failed" and error:
+                ready.set_exception(error)
+            elif not ready.done() and engine.traits:
+                ready.set_result(engine.traits)
+            pump()
+
+        engine.changed = changed
+        engine.start()
+        changed()  # an engine may be ready at once
+
+    async def _make_room(self) -> None:
+        while len(self._models) >= self._config.models_max:
+            idle = [loaded for loaded in self._models.values() if loaded.dispatcher.idle]
+            if not idle:
+                raise WhisperdError(
+                    "overloaded",
+                    f"{len(self._models)} models are busy (models_max); try again later, or unload one",
+                    retry_after_ms=5000,
+                )
+            await self._forget(min(idle, key=lambda loaded: loaded.dispatcher.last_used))
+
+    async def load(self, name: str) -> None:
+        """Brings the model up anew. One that is already loaded serves on until its successor is ready."""
+        loaded = self._models.get(name)
+        if loaded is None or loaded.engine.health()[0] == "failed":
+            await self.ready(name)
+            return
+        successor = await asyncio.to_thread(self._make_engine, name)
+        ready: asyncio.Future[ModelTraits] = asyncio.get_running_loop().create_future()
+        self._start_engine(successor, ready, lambda: None)
+        try:
+            await ready
+        except WhisperdError:
+            await successor.drain()
+            raise
+        if self._models.get(name) is not loaded:
+            await successor.drain()
+            raise WhisperdError("conflict", f"the model {name!r} was unloaded meanwhile")
+        old = loaded.dispatcher.replace_engine(successor)
+        await self._retire(old)
+        loaded.dispatcher.pump()
+
+    async def unload(self, name: str) -> bool:
+        """Ends the model's process when it is idle. Raises conflict while it has work. False: was not loaded."""
+        loaded = self._models.get(name)
+        if loaded is None:
+            return False
+        if not loaded.dispatcher.idle:
+            raise WhisperdError("conflict", f"the model {name!r} has work; try again when it is idle")
+        await self._forget(loaded)
+        return True
+
+    async def _forget(self, loaded: Loaded) -> None:
+        if self._models.get(loaded.name) is loaded:
+            del self._models[loaded.name]
+        log.info("unloading model", model=loaded.name)
+        await loaded.engine.drain()
+
+    async def _retire(self, engine: Engine) -> None:
+        """Lets an engine finish what it has in hand, then ends it."""
+        self._leaving.add(engine)
+        landed = asyncio.Event()
+        engine.changed = landed.set
+        while engine.in_flight():
+            landed.clear()
+            await landed.wait()
+        await engine.drain()
+        self._leaving.discard(engine)
+
+    async def _watch_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(_POLL_IDLE_S, self._config.idle_unload_s))
+            for loaded in list(self._models.values()):
+                idle_s = loop.time() - loaded.dispatcher.last_used
+                if loaded.ready.done() and loaded.dispatcher.idle and idle_s >= self._config.idle_unload_s:
+                    await self._forget(loaded)
+
+    async def stop(self) -> None:
+        if self._idle_watch:
+            self._idle_watch.cancel()
+        for task in list(self._loading.values()):
+            task.cancel()
+        engines = [loaded.engine for loaded in self._models.values()] + list(self._leaving)
+        await asyncio.gather(*(engine.drain() for engine in engines))
+
+    def describe(self) -> list[dict[str, Any]]:
+        """`models.list`: what is loaded, and what could be."""
+        default = self._config.model or models.default_model()
+        rows: dict[str, dict[str, Any]] = {}
+        for info in models.list_models():
+            rows[info.name] = {
+                "name": info.name,
+                "state": info.state,
+                "source": info.source,
+                "multilingual": info.multilingual,
+                "path": str(info.path) if info.path else None,
+            }
+        for loaded in self._models.values():
+            state, _ = loaded.engine.health()
+            row = rows.setdefault(loaded.name, {"name": loaded.name, "source": "path", "multilingual": None})
+            row["state"] = {"ready": "loaded", "busy": "loaded", "failed": "failed"}.get(state, "loading")
+            if loaded.engine.traits:
+                row["multilingual"] = loaded.engine.traits.multilingual
+        return [{**row, "default": row["name"] == default} for row in rows.values()]

@@ -1,0 +1,130 @@
+"""A process with one model on one device: batches in, results out, a sign of life between the steps.
+
+It trusts the supervisor and nothing else needs to trust it: it may be killed at any moment, and what it was doing
+is done again by its successor. Signs of life come from the lanes' own work, never from a timer, so that a hung
+batch goes silent.
+
+Started by the supervisor as `python -m whisperd.inference_worker FD`, FD being its end of the channel.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whisperd.channel import Channel, ChannelClosed
+from whisperd.errors import WhisperdError
+from whisperd.messages import DecodeOptions, RowOptions, WindowResult
+from whisperd.sandbox import die_with_parent, ignore_stop_signals, silence_stdio
+
+if TYPE_CHECKING:
+    from whisperd.engine import Recognizer, Row
+
+_Task = tuple[dict[str, Any], list[int]]
+# Above this size a model is taken to need proportionally longer for a batch before it counts as hung.
+_QUICK_MODEL_BYTES = 150_000_000
+
+
+class _Outbox:
+    """The channel's sending side, shared by the lanes."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._lock = threading.Lock()
+
+    def send(self, message: dict[str, Any]) -> None:
+        with self._lock:
+            try:
+                self._channel.send(message)
+            except ChannelClosed:
+                os._exit(0)  # the supervisor is gone: nobody waits for what the lanes still do
+
+
+def main() -> int:
+    """Serves until the supervisor closes the channel."""
+    silence_stdio()
+    die_with_parent()
+    ignore_stop_signals()
+    channel = Channel(int(sys.argv[1]))
+    outbox = _Outbox(channel)
+    try:
+        load, _ = channel.receive()
+        try:
+            recognizer = _load(load, outbox)
+        except WhisperdError as error:
+            outbox.send({"event": "failed", "kind": error.kind, "message": error.message})
+            return 0
+        tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        for _ in range(load["lanes"]):
+            threading.Thread(target=_lane, args=(tasks, recognizer, outbox), daemon=True).start()
+        while True:
+            tasks.put(channel.receive())
+    except ChannelClosed:
+        return 0
+
+
+def _load(message: dict[str, Any], outbox: _Outbox) -> Recognizer:
+    from whisperd.engine import Recognizer  # after stdio is out of the way: native libraries print
+
+    path = Path(message["path"])
+    recognizer = Recognizer(
+        path, message["device"], message["compute_type"], message["lanes"], message["threads"]
+    )
+    outbox.send(
+        {
+            "event": "ready",
+            "pid": os.getpid(),
+            "multilingual": recognizer.multilingual,
+            "languages": recognizer.languages,
+            "scale": max(1.0, (path / "model.bin").stat().st_size / _QUICK_MODEL_BYTES),
+        }
+    )
+    return recognizer
+
+
+def _lane(tasks: queue.SimpleQueue[_Task | None], recognizer: Recognizer, outbox: _Outbox) -> None:
+    """One of the batches that are decoded side by side."""
+    while (task := tasks.get()) is not None:
+        message, fds = task
+        batch = message["batch"]
+        try:
+            results = _decode(message, fds, recognizer, partial(outbox.send, {"event": "beat", "batch": batch}))
+        except Exception as error:  # whatever it is, it is this batch's alone: the supervisor decides, the lane lives
+            outbox.send({"event": "error", "batch": batch, "message": f"{type(error).__name__}: {error}"})
+        else:
+            for row, result in enumerate(results):
+                outbox.send({"event": "row", "batch": batch, "row": row, "result": result.to_wire()})
+            outbox.send({"event": "done", "batch": batch})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def _decode(
+    message: dict[str, Any], fds: list[int], recognizer: Recognizer, beat: Callable[[], None]
+) -> list[WindowResult]:
+    beat()
+    rows = [_row(row, fds) for row in message["rows"]]
+    if message["rows"][0]["task"] == "detect":
+        return recognizer.detect(rows, beat)
+    return recognizer.transcribe(rows, DecodeOptions.from_wire(message["options"]), message["frames"], beat)
+
+
+def _row(row: dict[str, Any], fds: list[int]) -> Row:
+    import numpy as np
+
+    from whisperd.engine import Row
+
+    start, stop = row["start"], row["stop"]
+    data = os.pread(fds[row["fd"]], (stop - start) * 4, start * 4)
+    return Row(np.frombuffer(data, dtype="<f4"), RowOptions(row["language"], row["task"], row["words"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""A client's audio into a descriptor that a media worker can be given. No byte of it is interpreted here.
+
+Paths are opened so that nothing can happen by opening (no device, no waiting FIFO), and what is checked is the
+file that was opened, not the name that was sent: a link that is moved in between changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from whisperd.errors import WhisperdError
+
+_SLICE_CHARACTERS = 1 << 20  # a multiple of four: decoded at one go, about a millisecond of the loop
+
+
+def open_path(path: str, roots: Sequence[str], relative_allowed: bool, max_bytes: int) -> int:
+    """Opens a regular file for reading. Blocks on slow disks: call it in a thread.
+
+    Raises WhisperdError: audio_not_found, audio_unreadable, audio_too_long, forbidden, invalid_params.
+    """
+    if not relative_allowed and not Path(path).is_absolute():
+        raise WhisperdError("invalid_params", "a path must be absolute on a socket", pointer="/audio/path")
+    try:
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise _open_error(path, error) from error
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise WhisperdError("audio_unreadable", f"{path!r} is not a regular file")
+        if roots:
+            _check_roots(handle, path, roots)
+        fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _open_error(path, error) from error
+    finally:
+        os.close(handle)
+    return _checked_size(fd, max_bytes)
+
+
+def _open_error(path: str, error: OSError) -> WhisperdError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return WhisperdError("audio_not_found", f"there is no file {path!r}")
+    return WhisperdError("audio_unreadable", f"{path!r} cannot be opened: {error.strerror}")
+
+
+def _check_roots(handle: int, path: str, roots: Sequence[str]) -> None:
+    real = Path(f"/proc/self/fd/{handle}").readlink()
+    if not any(real.is_relative_to(Path(root).resolve()) for root in roots):
+        raise WhisperdError("forbidden", f"{path!r} is outside the directories that this daemon may read (allow_root)")
+
+
+def accept_fd(fds: Sequence[int], index: int, max_bytes: int) -> int:
+    """A descriptor of our own for the one that the client passed. The client's stay the caller's to close."""
+    if index >= len(fds):
+        raise WhisperdError(
+            "invalid_params", f"{len(fds)} descriptors came with this line, so there is no {index}", pointer="/audio/fd"
+        )
+    fd = os.dup(fds[index])
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise WhisperdError("audio_unreadable", "a passed descriptor must be a regular file or a memory file")
+    return _checked_size(fd, max_bytes)
+
+
+async def spool_base64(data: str, max_bytes: int) -> int:
+    """Decodes base64 into a memory file, giving way to other work between slices.
+
+    Raises WhisperdError invalid_params or audio_too_long.
+    """
+    if len(data) // 4 * 3 > max_bytes:
+        raise WhisperdError("audio_too_long", f"the audio is larger than max_audio_bytes ({max_bytes})")
+    fd = os.memfd_create("whisperd-input", os.MFD_CLOEXEC)
+    try:
+        for start in range(0, len(data), _SLICE_CHARACTERS):
+            last = start + _SLICE_CHARACTERS >= len(data)
+            decoded = binascii.a2b_base64(data[start : start + _SLICE_CHARACTERS], strict_mode=True)
+            if not last and len(decoded) != _SLICE_CHARACTERS // 4 * 3:
+                raise ValueError("padding before the end")
+            _write_all(fd, decoded)
+            if not last:
+                await asyncio.sleep(0)
+    except (ValueError, binascii.Error) as error:
+        os.close(fd)
+        compact = "".join(data.split())
+        if len(compact) != len(data):  # `base64` wraps its lines; that is no reason to refuse them
+            return await spool_base64(compact, max_bytes)
+        raise WhisperdError("invalid_params", f"not base64: {error}", pointer="/audio/data") from error
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _checked_size(fd: int, max_bytes: int) -> int:
+    size = os.fstat(fd).st_size
+    if size > max_bytes:
+        os.close(fd)
+        raise WhisperdError("audio_too_long", f"{size} bytes are more than max_audio_bytes ({max_bytes})")
+    return fd

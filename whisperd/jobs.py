@@ -1,0 +1,162 @@
+"""A job: one accepted request for speech, from its line to its one terminal reply.
+
+The table of moves below is the whole life of a job. `Job.move` refuses any other move, so a second terminal reply
+is a bug that raises instead of a line that confuses a client.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from whisperd.messages import FRAMES_PER_SECOND, SAMPLE_RATE, DecodeOptions, RowOptions, WindowResult
+
+
+class State(enum.Enum):
+    """Where a job is. PREPARING is with a media worker, QUEUED has windows that wait for the engine."""
+
+    RECEIVED = "received"
+    ADMITTED = "admitted"
+    PREPARING = "preparing"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_ENDS = {State.FAILED, State.CANCELLED}
+MOVES: dict[State, set[State]] = {
+    State.RECEIVED: {State.ADMITTED} | _ENDS,
+    State.ADMITTED: {State.PREPARING} | _ENDS,
+    State.PREPARING: {State.QUEUED, State.DONE} | _ENDS,  # DONE: no speech was found
+    State.QUEUED: {State.RUNNING} | _ENDS,
+    State.RUNNING: {State.DONE} | _ENDS,
+    State.DONE: set(),
+    State.FAILED: set(),
+    State.CANCELLED: set(),
+}
+TERMINAL = frozenset(state for state, moves in MOVES.items() if not moves)
+
+
+class IllegalMove(Exception):
+    """A job was asked to move where the table does not lead."""
+
+
+class Samples:
+    """Decoded audio in a memory file: 16 kHz mono float32, owned by a job and shared with workers by descriptor."""
+
+    def __init__(self, fd: int, count: int) -> None:
+        self.fd = fd
+        self.count = count
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The samples [start, stop) as little-endian float32 bytes; for engines that take values, not descriptors."""
+        return os.pread(self.fd, (stop - start) * 4, start * 4)
+
+    def close(self) -> None:
+        """Gives the memory back; a second call does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@dataclass(eq=False, slots=True)
+class Window:
+    """A slice of a job's audio, at most 30 s, that is decoded in one piece."""
+
+    job: Job
+    index: int
+    start: int  # samples
+    stop: int
+    frames: int  # log-mel frames given to the encoder, the silence behind the speech included
+    queued: bool = False
+    suspect: bool = False  # was in flight when a worker died: runs alone from now on
+    deaths_alone: int = 0
+
+    @property
+    def duration_s(self) -> float:
+        return (self.stop - self.start) / SAMPLE_RATE
+
+    @property
+    def cost_s(self) -> float:
+        """Seconds of encoder input, which is what a window costs more or less."""
+        return self.frames / FRAMES_PER_SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the client asked for, after validation."""
+
+    model: str
+    options: DecodeOptions
+    row: RowOptions
+    audio: dict[str, Any]
+    priority: str = "normal"
+    deadline_ms: int | None = None
+    vad: bool | str = "auto"
+    full_context: bool = False
+    render: tuple[str, ...] = ()
+    progress: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One accepted request. Times are the loop's monotonic seconds."""
+
+    id: str
+    client: Any  # the connection: where the reply goes
+    request_id: str | int
+    method: str
+    work: Work
+    arrived: float
+    bytes_in: int
+    state: State = State.RECEIVED
+    fd: int = -1  # the input while it waits for a media worker
+    samples: Samples | None = None
+    duration_s: float = 0.0
+    speech_s: float = 0.0
+    windows: list[Window] = field(default_factory=list)
+    results: list[WindowResult | None] = field(default_factory=list)
+    dispatched: int = 0
+    finished: int = 0
+    told: int = 0  # windows whose segments were sent as progress
+    segments_told: int = 0
+    language: str | None = None  # settled: given, or detected in the first window
+    language_probability: float | None = None
+    digest: str = ""
+    media_deaths: int = 0
+    media_ms: float = 0.0
+    vad_ms: float = 0.0
+    prepared_at: float = 0.0
+    first_dispatch: float | None = None
+    warnings: list[str] = field(default_factory=list)
+    timer: Any = None  # the deadline
+    task: Any = None  # what carries it to the queue
+    dispatcher: Any = None  # where its windows wait
+    slot: Any = None  # the place of its reply
+
+    def move(self, state: State) -> None:
+        """Raises IllegalMove where the table does not lead."""
+        if state not in MOVES[self.state]:
+            raise IllegalMove(f"job {self.id}: {self.state.name} -> {state.name}")
+        self.state = state
+
+    @property
+    def over(self) -> bool:
+        return self.state in TERMINAL
+
+    def release(self) -> None:
+        """Gives back what the job holds: descriptors, memory, its timer."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if self.samples:
+            self.samples.close()
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.task is not None and not self.task.done():
+            self.task.cancel()
+        self.timer = self.task = self.dispatcher = None

@@ -1,0 +1,241 @@
+"""The engine boundary as the scheduler sees it, and its real implementation: an inference worker process.
+
+`submit(windows) -> results`, `capacity()`, `health()`, `drain()` are all that the scheduler knows. The shipped fake
+in `whisperd.testing` has the same face.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from whisperd.errors import WhisperdError
+from whisperd.jobs import Window
+from whisperd.log import log
+from whisperd.messages import WindowResult
+from whisperd.worker import Callbacks, Worker, WorkerLost
+
+# How far beyond what such a batch usually takes an engine may be silent before it counts as hung.
+_PATIENCE = 8.0
+_RECYCLE_FACTOR, _RECYCLE_EXTRA_BYTES = 3, 1024**3
+
+
+class BatchFailed(Exception):
+    """The engine refused a batch but lives on; nothing is known of which row is to blame."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTraits:
+    """What the engine says of its model once it is loaded."""
+
+    multilingual: bool
+    languages: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How a model is run: device, CTranslate2 compute type, batches side by side, threads for each."""
+
+    device: str
+    compute_type: str
+    lanes: int
+    threads: int
+    hang_timeout_s: float
+    rss_max_bytes: int
+
+
+class Engine(Protocol):
+    """All that the scheduler knows of what turns windows into text."""
+
+    traits: ModelTraits | None  # None until it is ready
+    changed: Callable[[], None]  # called when capacity or state changed
+
+    def start(self) -> None: ...
+    def capacity(self) -> int: ...
+    def in_flight(self) -> int: ...
+    async def submit(self, windows: Sequence[Window]) -> list[WindowResult]: ...
+    def health(self) -> tuple[str, WhisperdError | None]: ...
+    async def drain(self) -> None: ...
+    def workers(self) -> list[Worker]: ...
+
+
+@dataclass
+class _Batch:
+    results: dict[int, WindowResult]
+    rows: int
+    cost_s: float
+    began: float
+    done: asyncio.Future[list[WindowResult]]
+
+
+def _nobody() -> None:
+    """Who listens before somebody does."""
+
+
+@dataclass(eq=False)
+class WorkerEngine:
+    """One model in one process on one device; `settings.lanes` batches at a time."""
+
+    path: Path
+    settings: EngineSettings
+    changed: Callable[[], None] = field(default=_nobody)
+    traits: ModelTraits | None = None
+    error: WhisperdError | None = None
+    worker: Worker = field(init=False)
+    _batches: dict[int, _Batch] = field(default_factory=dict)
+    _numbers: int = 0
+    _scale: float = 1.0
+    _seconds_per_cost: float | None = None  # measured: wall seconds per second of encoder input
+    _rss_ready_bytes: int = 0
+    _recycling: bool = False
+
+    def __post_init__(self) -> None:
+        threads = str(self.settings.threads)
+        self.worker = Worker(
+            "inference",
+            "whisperd.inference_worker",
+            Callbacks(self._ready, self._message, self._lost, self._failed),
+            hello={
+                "path": str(self.path),
+                "device": self.settings.device,
+                "compute_type": self.settings.compute_type,
+                "lanes": self.settings.lanes,
+                "threads": self.settings.threads,
+            },
+            environ={"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def start(self) -> None:
+        """Starts loading; `changed` is called when the outcome is known."""
+        self.error = None
+        self.worker.start()
+
+    def capacity(self) -> int:
+        """How many more batches it takes now."""
+        if self.worker.state != "ready" or self._recycling:
+            return 0
+        return self.settings.lanes - len(self._batches)
+
+    def in_flight(self) -> int:
+        return len(self._batches)
+
+    def health(self) -> tuple[str, WhisperdError | None]:
+        """The worker's state, and why it does not start if it does not."""
+        state = self.worker.state
+        return ("busy" if state == "ready" and self._batches else state), self.error
+
+    def workers(self) -> list[Worker]:
+        return [self.worker]
+
+    async def submit(self, windows: Sequence[Window]) -> list[WindowResult]:
+        """Decodes a batch of compatible windows. Raises WorkerLost or BatchFailed."""
+        self._numbers += 1
+        number = self._numbers
+        loop = asyncio.get_running_loop()
+        message, fds = _batch_message(number, windows)
+        self.worker.send(message, fds)
+        cost_s = sum(window.cost_s for window in windows)
+        batch = _Batch({}, len(windows), cost_s, loop.time(), loop.create_future())
+        self._batches[number] = batch
+        self._watch()
+        return await batch.done
+
+    async def drain(self) -> None:
+        """Ends the process; what it holds of memory goes back to the system."""
+        await self.worker.stop()
+
+    def _watch(self) -> None:
+        """Silence is allowed for the floor, or a multiple of what the batches in hand usually take."""
+        if not self._batches:
+            self.worker.expect_beats(None)
+            return
+        usual_s = (self._seconds_per_cost or 0.0) * sum(batch.cost_s for batch in self._batches.values())
+        self.worker.expect_beats(max(self.settings.hang_timeout_s * self._scale, _PATIENCE * usual_s))
+
+    def _ready(self, message: dict[str, Any]) -> None:
+        self.traits = ModelTraits(message["multilingual"], frozenset(message["languages"]))
+        self._scale = message["scale"]
+        self._rss_ready_bytes = self.worker.rss_bytes()
+        self._recycling = False
+        log.info("model ready", path=str(self.path), pid=self.worker.pid, rss_bytes=self._rss_ready_bytes)
+        self.changed()
+
+    def _message(self, message: dict[str, Any], fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)  # an inference worker has none to give
+        batch = self._batches.get(message["batch"])
+        if batch is None:
+            return
+        if message["event"] == "row":
+            batch.results[message["row"]] = WindowResult.from_wire(message["result"])
+        elif message["event"] == "done":
+            self._finish(message["batch"], batch)
+        elif message["event"] == "error":
+            del self._batches[message["batch"]]
+            self._watch()
+            if not batch.done.done():
+                batch.done.set_exception(BatchFailed(message["message"]))
+            self.changed()
+
+    def _finish(self, number: int, batch: _Batch) -> None:
+        del self._batches[number]
+        elapsed_s = asyncio.get_running_loop().time() - batch.began
+        rate = elapsed_s / batch.cost_s
+        self._seconds_per_cost = rate if self._seconds_per_cost is None else 0.8 * self._seconds_per_cost + 0.2 * rate
+        self.worker.praise()
+        self._watch()
+        if not batch.done.done():
+            batch.done.set_result([batch.results[row] for row in range(batch.rows)])
+        self._recycle_if_grown()
+        self.changed()
+
+    def _recycle_if_grown(self) -> None:
+        """A worker that grew out of proportion is replaced when its lanes are empty; nothing is lost by it."""
+        limit = self.settings.rss_max_bytes or self._rss_ready_bytes * _RECYCLE_FACTOR + _RECYCLE_EXTRA_BYTES
+        if self.worker.rss_bytes() > limit:
+            self._recycling = True
+        if self._recycling and not self._batches:
+            self.worker.kill(f"grew beyond {limit} bytes")
+
+    def _lost(self, reason: str) -> None:
+        batches, self._batches = self._batches, {}
+        for batch in batches.values():
+            if not batch.done.done():
+                batch.done.set_exception(WorkerLost(reason))
+        self.changed()
+
+    def _failed(self, kind: str, message: str) -> None:
+        self.error = WhisperdError(kind if kind == "model_load_failed" else "model_load_failed", message)
+        log.error("model does not load", path=str(self.path), reason=message)
+        self.changed()
+
+
+def _batch_message(number: int, windows: Sequence[Window]) -> tuple[dict[str, Any], list[int]]:
+    """The worker's message and the descriptors of the samples, each once."""
+    fds: list[int] = []
+    places: dict[int, int] = {}
+    rows = []
+    for window in windows:
+        samples = window.job.samples
+        assert samples is not None, "a window is made from samples"
+        if samples.fd not in places:
+            places[samples.fd] = len(fds)
+            fds.append(samples.fd)
+        row = window.job.work.row
+        rows.append(
+            {
+                "fd": places[samples.fd],
+                "start": window.start,
+                "stop": window.stop,
+                "language": row.language or window.job.language,
+                "task": row.task,
+                "words": row.words,
+            }
+        )
+    options = dataclasses.asdict(windows[0].job.work.options)
+    return {"batch": number, "frames": windows[0].frames, "options": options, "rows": rows}, fds

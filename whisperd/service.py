@@ -1,0 +1,393 @@
+"""Lines in, replies out: what a request may do, where it waits, and that it is answered exactly once.
+
+A request that is answered at once is answered here or in `control`; one that needs speech becomes a job, is
+admitted (or waits in its session's backlog, or is refused), and comes back from the pipeline through `_job_over`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from whisperd import intake
+from whisperd.admission import OPERATE, Admission, require
+from whisperd.config import Config
+from whisperd.errors import WhisperdError
+from whisperd.fleet import Fleet, MakeEngine
+from whisperd.framing import Line
+from whisperd.jobs import Job, Work
+from whisperd.log import log
+from whisperd.media_pool import MediaPool
+from whisperd.messages import DecodeOptions, RowOptions
+from whisperd.metrics import Metrics
+from whisperd.pipeline import Pipeline
+from whisperd.protocol import (
+    Method,
+    ProtocolError,
+    Request,
+    check_params,
+    error_line,
+    find_method,
+    parse_request,
+    result_line,
+)
+from whisperd.session import Session, Slot, Waiting, close_fds
+from whisperd.store import RequestRow, Store
+
+Handler = Callable[[Session, dict[str, Any]], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
+_SPEECH = {"transcribe", "detect_language"}
+_RATE_JOBS = 32  # completions over which the rate for retry_after_ms is taken
+
+
+class Service:
+    """All that the daemon does for its clients."""
+
+    def __init__(self, config: Config, media: MediaPool, make_engine: MakeEngine, store: Store | None) -> None:
+        self.now = asyncio.get_running_loop().time
+        self.config = config
+        self.media = media
+        self.store = store
+        self.started = self.now()
+        self.metrics = Metrics(self.now())
+        self.admission = Admission(config.queue_max, config.client_quota, config.backlog_bytes)
+        self.pipeline = Pipeline(config, media, self.metrics, self._job_over)
+        self.fleet = Fleet(config, self.pipeline, make_engine)
+        self.pipeline.fleet = self.fleet
+        self.sessions: set[Session] = set()
+        self.jobs: dict[str, Job] = {}
+        self.handlers: dict[str, Handler] = {"cancel": self._cancel}
+        self.stopping = False
+        self.on_quiet: Callable[[], None] = lambda: None  # nothing is owed to anybody
+        self._ended_at: deque[float] = deque(maxlen=_RATE_JOBS)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._job_numbers = 0
+        self._job_prefix = secrets.token_hex(3)
+
+    def uptime_s(self) -> float:
+        return self.now() - self.started
+
+    def add_session(self, session: Session) -> None:
+        session.on_dropped = self._notification_dropped
+        self.sessions.add(session)
+
+    def _notification_dropped(self) -> None:
+        self.metrics.counters.notifications_dropped += 1
+
+    # -- a line -------------------------------------------------------------------------------------------------
+
+    def handle_line(self, session: Session, line: Line) -> None:
+        """One line from a client. Descriptors that the request does not claim are closed."""
+        counters = self.metrics.counters
+        counters.lines_received += 1
+        try:
+            if line.data is None:
+                limit = self.config.control_line_bytes if session.control else self.config.max_line_bytes
+                raise ProtocolError(
+                    "line_too_long", f"a line may have {limit} bytes; send audio by path or descriptor", limit=limit
+                )
+            if not line.data.strip():
+                return
+            request = parse_request(line.data)
+            self._handle(session, request, line)
+        except ProtocolError as error:
+            if error.kind == "parse_error":
+                counters.parse_errors += 1
+            else:
+                counters.invalid += 1
+            session.answer(session.open_slot(), error_line(error.id, error))
+        finally:
+            close_fds(line.fds)
+
+    def _handle(self, session: Session, request: Request, line: Line) -> None:
+        if request.notification:
+            self._notified(session, request)
+            return
+        slot = session.open_slot()
+        try:
+            if request.id in session.jobs or request.id in session.backlog_ids:
+                session.answer(slot, error_line(None, _conflict(request)))
+                return
+            method = find_method(request.method)
+            if method.main_only and session.control:
+                raise WhisperdError("forbidden", f"{method.name} is served on the main socket, not on control.sock")
+            require(session.peer, method.role, method.name)
+            check_params(method, request.params)
+            if method.name in _SPEECH:
+                self._speech(session, request, slot, line)
+            else:
+                self._control(session, request, slot, method)
+        except WhisperdError as error:
+            if error.kind in ("invalid_params", "method_not_found"):
+                self.metrics.counters.invalid += 1
+            session.answer(slot, error_line(request.id, error))
+
+    def _notified(self, session: Session, request: Request) -> None:
+        if request.method != "cancel":
+            self.metrics.counters.notifications_ignored += 1
+            return
+        try:
+            check_params(find_method("cancel"), request.params)
+            self._cancel(session, request.params)
+        except WhisperdError as error:
+            log.debug("cancel notification ignored", client=session.peer.name, reason=error.message)
+
+    def _control(self, session: Session, request: Request, slot: Slot, method: Method) -> None:
+        outcome = self.handlers[method.name](session, request.params)
+        if not inspect.isawaitable(outcome):
+            session.answer(slot, result_line(request.id, outcome))
+            return
+        task = asyncio.get_running_loop().create_task(self._answer_later(session, request, slot, outcome))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer_later(
+        self, session: Session, request: Request, slot: Slot, outcome: Awaitable[Mapping[str, Any]]
+    ) -> None:
+        try:
+            line = result_line(request.id, await outcome)
+        except WhisperdError as error:
+            line = error_line(request.id, error)
+        except Exception as error:
+            log.exception("control method failed", method=request.method)
+            line = error_line(request.id, WhisperdError("internal", f"{type(error).__name__}: {error}"))
+        session.answer(slot, line)
+        self._check_quiet(session)
+
+    # -- speech -------------------------------------------------------------------------------------------------
+
+    def _speech(self, session: Session, request: Request, slot: Slot, line: Line) -> None:
+        size = len(line.data or b"")
+        if session.stdio:
+            self.admission.check_open()
+            if session.backlog or self.admission.full(size):
+                self._wait_in_backlog(session, Waiting(request, slot, size, self.now()))
+                return
+        else:
+            self.admission.check(session, size, self._jobs_per_s())
+        self._admit(session, request, slot, size, self.now(), line.fds)
+
+    def _wait_in_backlog(self, session: Session, waiting: Waiting) -> None:
+        session.backlog.append(waiting)
+        session.backlog_ids.add(waiting.request.id or 0)
+        session.backlog_bytes += waiting.size
+        if (
+            len(session.backlog) >= self.config.backlog_requests
+            or session.backlog_bytes >= self.config.backlog_bytes
+        ):
+            session.link.pause()
+
+    def _pump_backlog(self, session: Session) -> None:
+        while session.backlog and not self.admission.full(session.backlog[0].size):
+            waiting = session.backlog.popleft()
+            session.backlog_ids.discard(waiting.request.id or 0)
+            session.backlog_bytes -= waiting.size
+            try:
+                self._admit(session, waiting.request, waiting.slot, waiting.size, waiting.arrived, [])
+            except WhisperdError as error:
+                session.answer(waiting.slot, error_line(waiting.request.id, error))
+        if (
+            len(session.backlog) < self.config.backlog_requests
+            and session.backlog_bytes < self.config.backlog_bytes
+        ):
+            session.link.resume()
+
+    def _admit(
+        self, session: Session, request: Request, slot: Slot, size: int, arrived: float, fds: list[int]
+    ) -> None:
+        work = _work(request, self.fleet.default_name)
+        if "path" in work.audio and not session.peer.same_user:
+            raise WhisperdError(
+                "forbidden", "a client of another user may not name paths: open the file and pass the descriptor"
+            )
+        fd = -1
+        if "fd" in work.audio:
+            if session.stdio:
+                raise WhisperdError("invalid_params", "stdio carries no descriptors", pointer="/audio/fd")
+            fd = intake.accept_fd(fds, work.audio["fd"], self.config.max_audio_bytes)
+        self._job_numbers += 1
+        job = Job(
+            id=f"{self._job_prefix}-{self._job_numbers}",
+            client=session,
+            request_id=request.id if request.id is not None else "",
+            method=request.method,
+            work=work,
+            arrived=arrived,
+            bytes_in=size,
+            fd=fd,
+            slot=slot,
+        )
+        self.metrics.counters.accepted += 1
+        self.jobs[job.id] = session.jobs[job.request_id] = job
+        self.admission.enter(session, size)
+        self.pipeline.start(job)
+
+    def _job_over(self, job: Job, line: bytes, outcome: str) -> None:
+        """The pipeline's last word on a job."""
+        now = self.now()
+        session: Session = job.client
+        del self.jobs[job.id]
+        del session.jobs[job.request_id]
+        self.admission.leave(session, job.bytes_in)
+        self._ended_at.append(now)
+        latency_ms = (now - job.arrived) * 1000
+        if outcome == "ok":
+            self.metrics.succeeded(now, latency_ms, job.duration_s)
+        elif outcome == "cancelled":
+            self.metrics.cancelled(now)
+        else:
+            self.metrics.failed(now, outcome)
+        self._record(job, outcome, len(line))
+        log.info("request finished", job=job.id, client=session.peer.name, id=job.request_id, action=job.method,
+                 outcome=outcome, total_ms=round(latency_ms))  # fmt: skip
+        session.answer(job.slot, line)
+        for other in [session, *(s for s in self.sessions if s.backlog and s is not session)]:
+            self._pump_backlog(other)
+        self._check_quiet(session)
+
+    def _record(self, job: Job, outcome: str, bytes_out: int) -> None:
+        if self.store is None:
+            return
+        from whisperd.assemble import job_timing
+
+        timing = job_timing(job, self.now())
+        self.store.record_request(
+            RequestRow(
+                ts=time.time(),
+                job=job.id,
+                client=job.client.peer.name,
+                uid=job.client.peer.uid if job.client.peer.uid is not None else os.getuid(),
+                method=job.method,
+                model=job.work.model,
+                language=job.language,
+                outcome=outcome,
+                duration_s=job.duration_s,
+                speech_s=job.speech_s,
+                windows=len(job.windows),
+                rtf=timing["total_ms"] / 1000 / job.duration_s if job.duration_s else None,
+                bytes_in=job.bytes_in,
+                bytes_out=bytes_out,
+                **timing,
+            )
+        )
+
+    def _jobs_per_s(self) -> float:
+        """Completions per second, lately."""
+        if len(self._ended_at) < 2:
+            return 0.0
+        return (len(self._ended_at) - 1) / max(1e-3, self.now() - self._ended_at[0])
+
+    # -- cancelling and leaving ---------------------------------------------------------------------------------
+
+    def _cancel(self, session: Session, params: dict[str, Any]) -> Mapping[str, Any]:
+        if "id" in params:
+            job = session.jobs.get(params["id"])
+            if job is None:
+                return {"cancelled": self._cancel_waiting(session, params["id"])}
+        else:
+            job = self.jobs.get(params["job"])
+            if job and job.client is not session and job.client.peer.uid != session.peer.uid:
+                require(session.peer, OPERATE, "cancelling another client's job")
+        return {"cancelled": job is not None and self.pipeline.cancel(job, "cancelled by the client")}
+
+    def _cancel_waiting(self, session: Session, id: str | int) -> bool:
+        for waiting in session.backlog:
+            if waiting.request.id == id:
+                session.backlog.remove(waiting)
+                session.backlog_ids.discard(id)
+                session.backlog_bytes -= waiting.size
+                error = WhisperdError("cancelled", "cancelled by the client")
+                session.answer(waiting.slot, error_line(id, error))
+                return True
+        return False
+
+    def session_ended(self, session: Session) -> None:
+        """No more lines will come; what was accepted is still answered."""
+        self._check_quiet(session)
+
+    def session_lost(self, session: Session) -> None:
+        """Nobody is there to be answered: the work is cancelled."""
+        session.backlog.clear()
+        session.backlog_ids.clear()
+        for job in list(session.jobs.values()):
+            self.pipeline.cancel(job, "the client went away")
+        self.sessions.discard(session)
+        self._check_quiet(session)
+
+    def abandon_all(self, reason: str) -> int:
+        """Answers everything that is still owed with `draining`, and says how much that was."""
+        count = 0
+        for session in list(self.sessions):
+            backlog = list(session.backlog)
+            session.backlog.clear()
+            for waiting in backlog:
+                count += 1
+                session.answer(waiting.slot, error_line(waiting.request.id, WhisperdError("draining", reason)))
+        for job in list(self.jobs.values()):
+            count += self.pipeline.cancel(job, reason, kind="draining")
+        return count
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is owed to anybody."""
+        return not self.jobs and all(session.quiet for session in self.sessions)
+
+    def _check_quiet(self, session: Session) -> None:
+        if session.input_ended and session.quiet and not session.gone and not session.stdio:
+            self.sessions.discard(session)
+            session.gone = True
+            session.link.close()
+        if self.quiet:
+            self.on_quiet()
+
+
+def _conflict(request: Request) -> WhisperdError:
+    return WhisperdError("conflict", f"a request with the id {request.id!r} is in progress", id=request.id)
+
+
+def _work(request: Request, default_model: Callable[[], str]) -> Work:
+    """Validated params as a noun."""
+    params = request.params
+    detect = request.method == "detect_language"
+    defaults = DecodeOptions()
+    timestamps = params.get("timestamps") or "segment"
+    temperature = params.get("temperature")
+    temperatures = defaults.temperatures if temperature is None else (
+        tuple(float(t) for t in temperature) if isinstance(temperature, list) else (float(temperature),)
+    )
+    thresholds = {
+        name: params[name]
+        for name in ("no_speech_threshold", "log_prob_threshold", "compression_ratio_threshold")
+        if name in params
+    }
+    suppress = params.get("suppress_tokens")
+    options = DecodeOptions(
+        timestamps=timestamps != "none",
+        beam_size=params.get("beam_size") or defaults.beam_size,
+        temperatures=temperatures,
+        initial_prompt=params.get("initial_prompt") or None,
+        hotwords=params.get("hotwords") or None,
+        suppress_tokens=defaults.suppress_tokens if suppress is None else tuple(suppress),
+        **thresholds,
+    )
+    return Work(
+        model=params.get("model") or default_model(),
+        options=options,
+        row=RowOptions(
+            language=params.get("language"),
+            task="detect" if detect else params.get("task") or "transcribe",
+            words=timestamps == "word",
+        ),
+        audio=dict(params["audio"]),
+        priority=params.get("priority") or "normal",
+        deadline_ms=params.get("deadline_ms"),
+        vad=params.get("vad", "auto"),
+        full_context=detect or params.get("encoder_context") == "full",
+        render=tuple(params.get("render") or ()),
+        progress=bool(params.get("progress")),
+    )

@@ -1,0 +1,324 @@
+"""Bytes in and out of the process: Unix sockets on the event loop, stdin and stdout on two threads.
+
+A link knows bytes, lines and descriptors; what a line means is its owner's business. Reading stops when the owner
+says so and when the other side does not read what it was sent, so nothing here grows without bound.
+
+Stdin and stdout get threads because a pipe's end may be a regular file, which no event loop can wait for, and
+because making them non-blocking would change them for the parent as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from whisperd.channel import descriptors_of
+from whisperd.framing import Line, LineSplitter
+
+_CHUNK_BYTES = 256 * 1024
+_FDS_MAX = 4  # per line, by the contract
+SLOW_READER_BYTES = 1024 * 1024  # unread output beyond which nothing more is read and progress is dropped
+
+
+class Owner(Protocol):
+    """Who a link belongs to."""
+
+    def received(self, line: Line) -> None: ...
+    def ended(self) -> None: ...  # no more lines will come; output is still wanted
+    def lost(self) -> None: ...  # the other side is gone; called once, nothing follows
+
+
+class Link(Protocol):
+    """What an owner may do with either kind."""
+
+    def write(self, line: bytes) -> None: ...
+    def buffered(self) -> int: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+    async def flushed(self) -> None: ...
+
+
+class SocketLink:
+    """One accepted stream socket."""
+
+    def __init__(self, sock: socket.socket, max_line_bytes: int) -> None:
+        self._socket = sock
+        self._splitter = LineSplitter(max_line_bytes)
+        self._loop = asyncio.get_running_loop()
+        self._outgoing: deque[memoryview] = deque()
+        self._buffered = 0
+        self._paused = False  # by the owner
+        self._full = False  # by the other side, which does not read
+        self._ended = False
+        self._closing = False
+        self._hangup: select.epoll | None = None
+        self._flushed = asyncio.Event()
+        self._flushed.set()
+
+    def start(self, owner: Owner) -> None:
+        self._owner = owner
+        self._loop.add_reader(self._socket, self._read)
+
+    def _read(self) -> None:
+        try:
+            chunk, ancillary, _, _ = self._socket.recvmsg(
+                _CHUNK_BYTES, socket.CMSG_SPACE(_FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            self._lose()
+            return
+        for line in self._splitter.feed(chunk, descriptors_of(ancillary)) if chunk else self._splitter.finish():
+            self._owner.received(line)
+        if not chunk and self._socket.fileno() >= 0:
+            self._ended = True
+            self._loop.remove_reader(self._socket)
+            self._watch_hangup()
+            self._owner.ended()
+
+    def _watch_hangup(self) -> None:
+        """After a half-close, nothing can be read that tells whether the client still waits. Epoll tells."""
+        self._hangup = select.epoll()
+        self._hangup.register(self._socket, 0)
+        self._loop.add_reader(self._hangup.fileno(), self._lose)
+
+    def write(self, line: bytes) -> None:
+        if self._socket.fileno() < 0:
+            return
+        self._outgoing.append(memoryview(line))
+        self._buffered += len(line)
+        self._flushed.clear()
+        if len(self._outgoing) == 1:
+            self._flush()
+        if self._buffered > SLOW_READER_BYTES and not self._full:
+            self._full = True
+            self._steer()
+
+    def _flush(self) -> None:
+        try:
+            while self._outgoing:
+                sent = self._socket.send(self._outgoing[0])
+                self._buffered -= sent
+                self._outgoing[0] = self._outgoing[0][sent:]
+                if not self._outgoing[0]:
+                    self._outgoing.popleft()
+        except BlockingIOError:
+            self._loop.add_writer(self._socket, self._flush)
+            return
+        except OSError:
+            # Not from inside a write: its caller is in the middle of something.
+            self._loop.call_soon(self._lose)
+            return
+        self._loop.remove_writer(self._socket)
+        self._flushed.set()
+        if self._full:
+            self._full = False
+            self._steer()
+        if self._closing:
+            self._shut()
+
+    def buffered(self) -> int:
+        return self._buffered
+
+    def pause(self) -> None:
+        self._paused = True
+        self._steer()
+
+    def resume(self) -> None:
+        self._paused = False
+        self._steer()
+
+    def _steer(self) -> None:
+        if self._ended or self._socket.fileno() < 0:
+            return
+        if self._paused or self._full:
+            self._loop.remove_reader(self._socket)
+        else:
+            self._loop.add_reader(self._socket, self._read)
+
+    async def flushed(self) -> None:
+        await self._flushed.wait()
+
+    def close(self) -> None:
+        """Closes when everything written has gone out."""
+        self._closing = True
+        if not self._outgoing:
+            self._shut()
+
+    def abort(self) -> None:
+        """Closes now; the owner hears that the other side was lost."""
+        self._lose()
+
+    def _lose(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._shut()
+            self._owner.lost()
+
+    def _shut(self) -> None:
+        if self._socket.fileno() < 0:
+            return
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        if self._hangup:
+            self._loop.remove_reader(self._hangup.fileno())
+            self._hangup.close()
+        self._socket.close()
+        for fd in self._splitter.abandon():
+            os.close(fd)
+        self._outgoing.clear()
+        self._buffered = 0
+        self._flushed.set()
+
+
+class StdioLink:
+    """The parent's pipes: a thread that reads one descriptor, a thread that writes another."""
+
+    def __init__(self, fd_in: int, fd_out: int, max_line_bytes: int) -> None:
+        self._in, self._out = fd_in, fd_out
+        self._splitter = LineSplitter(max_line_bytes)
+        self._loop = asyncio.get_running_loop()
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
+        self._may_read = threading.Event()
+        self._paused = self._full = self._closed = self._lost = False
+        self._outgoing: deque[bytes] = deque()
+        self._buffered = 0
+        self._has_output = threading.Condition()
+        self._flushed = asyncio.Event()
+        self._flushed.set()
+
+    def start(self, owner: Owner) -> None:
+        self._owner = owner
+        self._may_read.set()
+        for target in (self._read_forever, self._write_forever):
+            threading.Thread(target=target, name=f"stdio-{target.__name__}", daemon=True).start()
+
+    def _read_forever(self) -> None:
+        poll = select.poll()
+        poll.register(self._in, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        while not self._closed:
+            self._may_read.wait()
+            ready = {fd for fd, _ in poll.poll()}
+            if self._wake_read in ready:
+                return
+            try:
+                chunk = os.read(self._in, _CHUNK_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:
+                chunk = b""
+            self._may_read.clear()  # until the loop has taken this one: no more than one chunk lies between
+            if not self._post(self._take, chunk) or not chunk:
+                return
+
+    def _post(self, call: Callable[..., None], *args: object) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:  # the loop is closed: the daemon is over
+            return False
+        return True
+
+    def _take(self, chunk: bytes) -> None:
+        for line in self._splitter.feed(chunk) if chunk else self._splitter.finish():
+            self._owner.received(line)
+        if chunk:
+            self._steer()
+        else:
+            self._owner.ended()
+
+    def _write_forever(self) -> None:
+        while True:
+            with self._has_output:
+                self._has_output.wait_for(lambda: self._outgoing or self._closed)
+                if not self._outgoing:
+                    return
+                data = b"".join(self._outgoing)
+                self._outgoing.clear()
+            try:
+                self._write_all(data)
+            except OSError:
+                self._post(self._lose)
+                return
+            if not self._post(self._wrote, len(data)):
+                return
+
+    def _write_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._out, view) :]
+            except BlockingIOError:  # the parent made its end, and so ours, non-blocking
+                poll = select.poll()
+                poll.register(self._out, select.POLLOUT)
+                poll.poll()
+
+    def _wrote(self, count: int) -> None:
+        self._buffered -= count
+        if self._buffered == 0:
+            self._flushed.set()
+        if self._full and self._buffered <= SLOW_READER_BYTES:
+            self._full = False
+            self._steer()
+
+    def _lose(self) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self._outgoing.clear()
+        self._buffered = 0
+        self._flushed.set()
+        self.close()
+        self._owner.lost()
+
+    def write(self, line: bytes) -> None:
+        if self._closed:
+            return
+        self._buffered += len(line)
+        self._flushed.clear()
+        if self._buffered > SLOW_READER_BYTES:
+            self._full = True
+        with self._has_output:
+            self._outgoing.append(line)
+            self._has_output.notify()
+
+    def buffered(self) -> int:
+        return self._buffered
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self._steer()
+
+    def _steer(self) -> None:
+        if not self._paused and not self._full:
+            self._may_read.set()
+
+    async def flushed(self) -> None:
+        await self._flushed.wait()
+
+    def abort(self) -> None:
+        """Gives up what was not read; the owner hears that the other side was lost."""
+        self._lose()
+
+    def close(self) -> None:
+        """Ends both threads, the writer when everything has gone out."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._has_output:
+            self._has_output.notify()
+        with contextlib.suppress(OSError):  # the reader may have ended and nobody listens any more
+            os.write(self._wake_write, b"x")
+        self._may_read.set()

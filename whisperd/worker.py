@@ -1,0 +1,216 @@
+"""One worker process, kept alive: started, watched, replaced when it dies or goes silent, never for ever in vain.
+
+Death and silence are the same thing to everybody else: a worker that hangs is killed, and then it has died. A
+process that ends before it was ever ready has not crashed, it cannot start; that is told apart, because trying
+again at once would only burn the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from whisperd.channel import AsyncChannel
+from whisperd.log import log
+
+START_TIMEOUT_S = 600.0  # loading the largest model from a slow disk takes minutes
+_START_TRIES = 3
+_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.5, 60.0
+_STEADY_S = 60.0  # a worker that lived this long has recovered
+
+
+class WorkerLost(Exception):
+    """The worker died or hung with this work in hand. Nothing is known of whose fault it is."""
+
+
+@dataclass
+class Callbacks:
+    """What the owner of a worker wants to hear."""
+
+    ready: Callable[[dict[str, Any]], None]
+    message: Callable[[dict[str, Any], list[int]], None]
+    lost: Callable[[str], None]  # died or hung after it was ready; a successor comes by itself
+    failed: Callable[[str, str], None]  # (kind, message): it does not start; no successor comes
+
+
+@dataclass
+class Worker:
+    """Keeps one process of `module` running. States: starting, ready, restarting, failed, stopping, stopped."""
+
+    kind: str
+    module: str
+    callbacks: Callbacks
+    hello: Mapping[str, Any] | None = None  # sent first, for modules that wait for one
+    environ: Mapping[str, str] = field(default_factory=dict)
+    state: str = "stopped"
+    restarts: int = 0
+    pid: int | None = None
+    _process: subprocess.Popen[bytes] | None = None
+    _channel: AsyncChannel | None = None
+    _start_failures: int = 0
+    _crashes: int = 0
+    _ready_at: float = 0.0
+    _timer: asyncio.TimerHandle | None = None  # start timeout, hang watch or backoff: never two at once
+    _quiet_since: float = 0.0
+    _hang_s: float | None = None  # how long silence is allowed now; None: nothing is asked of it
+
+    def start(self) -> None:
+        """Starts the process; `callbacks.ready` follows."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # -P: the directory whisperd is started in must not shadow a module. Stdout is our stderr: whatever a
+            # native library prints stays out of the protocol.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", self.module, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **self.environ},
+            )
+        self.pid = self._process.pid
+        self.state = "starting"
+        self._channel = AsyncChannel(ours, self._received, self._gone)
+        if self.hello is not None:
+            self._channel.send(dict(self.hello))
+        self._rearm(loop.call_later(START_TIMEOUT_S, self.kill, f"was not ready within {START_TIMEOUT_S:.0f} s"))
+
+    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Raises WorkerLost when there is no process to send to."""
+        if self._channel is None or self.state != "ready":
+            raise WorkerLost(f"the {self.kind} worker is {self.state}")
+        self._channel.send(message, fds)
+
+    def expect_beats(self, within_s: float | None) -> None:
+        """From now on the worker must give a sign of life at least so often; None: nothing is asked of it."""
+        self._hang_s = within_s
+        self.beat()
+        if within_s is not None and self.state == "ready" and self._timer is None:
+            self._watch()
+
+    def beat(self) -> None:
+        """The worker gave a sign of life."""
+        self._quiet_since = asyncio.get_running_loop().time()
+
+    def praise(self) -> None:
+        """The worker finished something: earlier crashes do not count against it any more."""
+        self._crashes = 0
+
+    def kill(self, reason: str) -> None:
+        """Ends the process now; it is replaced like any that died."""
+        if self._process and self._process.poll() is None:
+            log.warning("killing worker", kind=self.kind, pid=self.pid, reason=reason)
+            self._process.kill()
+        self._gone(reason)
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Ends the process for good: by closing its channel, by force after the grace. No successor comes."""
+        self.state = "stopping"
+        self._rearm(None)
+        if self._channel:
+            self._channel.close()
+        process = self._process
+        if process:
+            await asyncio.to_thread(_reap, process, grace_s)
+        self.state = "stopped"
+        self.pid = None
+
+    def rss_bytes(self) -> int:
+        """Resident memory of the process now; 0 when there is none."""
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss) if self.pid else 0
+        except psutil.Error:
+            return 0
+
+    def _received(self, message: dict[str, Any], fds: list[int]) -> None:
+        self.beat()
+        if self.state != "starting":
+            self.callbacks.message(message, fds)
+        elif message["event"] == "ready":
+            self.state = "ready"
+            self._rearm(None)
+            self._start_failures = 0
+            self._ready_at = asyncio.get_running_loop().time()
+            self.callbacks.ready(message)
+        elif message["event"] == "failed":
+            self._give_up(message["kind"], message["message"])
+
+    def _gone(self, reason: str) -> None:
+        """The channel closed or we killed it. Decides between a successor, now or later, and giving up."""
+        if self.state not in ("starting", "ready"):
+            return
+        was_ready, self.state = self.state == "ready", "restarting"
+        self._rearm(None)
+        self._hang_s = None
+        self._bury()
+        loop = asyncio.get_running_loop()
+        log.warning("worker lost", kind=self.kind, pid=self.pid, was_ready=was_ready, reason=reason)
+        if not was_ready:
+            self._start_failures += 1
+            if self._start_failures >= _START_TRIES:
+                self._give_up("worker_lost", f"the {self.kind} worker does not start; its log is on stderr")
+                return
+        elif loop.time() - self._ready_at > _STEADY_S:
+            self._crashes = 0
+        delay_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** (self._crashes + self._start_failures))
+        self._crashes += was_ready
+        self.restarts += 1
+        self._rearm(loop.call_later(delay_s * random.uniform(0.5, 1.0), self._restart))
+        if was_ready:
+            self.callbacks.lost(reason)
+
+    def _restart(self) -> None:
+        self._timer = None
+        if self.state == "restarting":
+            self.start()
+
+    def _give_up(self, kind: str, message: str) -> None:
+        self.state = "failed"
+        self._start_failures = 0
+        self._rearm(None)
+        self._bury()
+        self.callbacks.failed(kind, message)
+
+    def _bury(self) -> None:
+        """Closes the channel and reaps the process without blocking the loop."""
+        if self._channel:
+            self._channel.close()
+            self._channel = None
+        if self._process:
+            process, self._process = self._process, None
+            asyncio.get_running_loop().run_in_executor(None, _reap, process, 0.0)
+
+    def _watch(self) -> None:
+        """Wakes when silence would become too long, and looks again."""
+        self._timer = None
+        if self._hang_s is None or self.state != "ready":
+            return
+        loop = asyncio.get_running_loop()
+        left_s = self._quiet_since + self._hang_s - loop.time()
+        if left_s <= 0:
+            self.kill(f"gave no sign of life for {self._hang_s:.1f} s")
+        else:
+            self._timer = loop.call_later(left_s, self._watch)
+
+    def _rearm(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = timer
+
+
+def _reap(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Waits for the end, by force after the grace. Blocks: runs in a thread."""
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
