@@ -1,9 +1,10 @@
 """A client's bytes as the media worker sees them: read by position, hashed, never trusted to stay put.
 
-The descriptor that arrives may share its file offset with the client who passed it, so no read here uses or
-moves that offset. libsndfile, which can only read from an offset, gets a description of our own: the file opened
-afresh through /proc, and where that is refused (in the media worker's sandbox every regular file, elsewhere a
-file of another user) a copy in memory, if the file is small. FFmpeg reads by position and needs neither.
+The descriptor that arrives may share its file offset with the client who passed it, so no read here uses
+or moves that offset. libsndfile, which can only read from an offset, gets a description of our own: the
+file opened afresh through /proc, and where that is refused (in the media worker's sandbox every regular
+file, elsewhere a file of another user) a copy in memory, if the file is small. FFmpeg reads by position
+and needs neither.
 """
 
 from __future__ import annotations
@@ -24,6 +25,16 @@ COPY_MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class AudioHints:
+    """What the client says of its bytes. Decides for raw PCM, and where the bytes themselves say nothing."""
+
+    format: str | None = None
+    sample_rate: int | None = None
+    channels: int | None = None
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AudioInput:
     """An open input. `offset_is_ours`: reading from the offset of `fd` disturbs nobody."""
 
@@ -38,10 +49,10 @@ class AudioInput:
 
 @contextmanager
 def opened(fd: int, max_bytes: int, on_block: Callable[[], None]) -> Iterator[tuple[AudioInput, str]]:
-    """The input behind `fd`, which stays the caller's, and the hash of its bytes (BLAKE2b, 16 bytes, hex).
+    """The input behind `fd`, which stays the caller's, and its content's hash (BLAKE2b, 16 bytes, hex).
 
-    `on_block` is called for each block read. Raises WhisperdError for what is no regular file, is empty or over
-    `max_bytes`.
+    `on_block` is called for each block read. Raises WhisperdError for what is no regular file, is empty
+    or over `max_bytes`.
     """
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):

@@ -63,7 +63,7 @@ def headerless_codec(format: str | None, suffix: str) -> str | None:
 
 
 def signature(head: bytes) -> str | None:
-    """The container that the input unmistakably begins like; None for the many without a sure sign, such as MP3."""
+    """The container that the input unmistakably begins like; None where no sign is sure, as in MP3."""
     form = head[8:12]
     if head[:4] in (b"RIFF", b"RIFX", b"RF64") and form == b"WAVE":
         return "wav"

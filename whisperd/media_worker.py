@@ -1,11 +1,11 @@
-"""The process that touches untrusted media: a file's descriptor in, samples in a memory file and windows out.
+"""The process that touches untrusted media: a descriptor in, samples in a memory file and windows out.
 
-It is made to be lost. It holds nothing but the job in hand, opens no file by name, has no network and little
-memory, and says after each piece of work that it is alive, from the work itself, so that a hang is silence.
-Before it decodes it names the content by its hash: if it dies, the supervisor knows of what.
+It is made to be lost. It holds nothing but the job in hand, opens no file by name, has no network and
+little memory, and says after each piece of work that it is alive, from the work itself, so that a hang
+is silence. Before it decodes it names the content by its hash: if it dies, the supervisor knows of what.
 
-Started by the supervisor as `python -m whisperd.media_worker FD`, FD being its end of the channel. What libraries
-print goes to stderr, and none is imported before that is arranged.
+Started by the supervisor as `python -m whisperd.media_worker FD`, FD being its end of the channel. What
+libraries print goes to stderr, and none is imported before that is arranged.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from whisperd.errors import WhisperdError
 from whisperd.hub_cache import HUB_REPOS
 
 FAKE = "fake"  # the deterministic engine of whisperd.testing; it has no files
+_REASON_MAX_CHARS = 600  # of what a failed download printed; the end says most
 _MULTILINGUAL_TOKENS_MIN = 51_865  # CTranslate2's own rule; vocabularies for English only are smaller
 
 
@@ -281,8 +282,8 @@ def _download(repo: str) -> None:
     command = [sys.executable, "-P", "-m", "whisperd.engine", "download", repo]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode != 0:
-        reason = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
-        raise WhisperdError("model_not_found", f"could not download {repo}: {reason[-1]}")
+        reason = " ".join(done.stderr.decode("utf-8", "replace").split())[-_REASON_MAX_CHARS:]
+        raise WhisperdError("model_not_found", f"could not download {repo}: {reason or 'no reason given'}")
 
 
 def _shown(name: str) -> str:

@@ -1,6 +1,6 @@
-"""One input made ready for the engine: bytes → samples → speech probabilities → windows. No process, no channel.
+"""One input made ready for the engine: bytes → samples → speech probabilities → windows.
 
-Everything here may die of its input; see `media_worker` for who watches.
+Knows no process and no channel. Everything here may die of its input; see `media_worker` for who watches.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from whisperd.audio import AudioHints, decode_audio
-from whisperd.audio_input import opened, write_all
+from whisperd.audio import decode_audio
+from whisperd.audio_input import AudioHints, opened, write_all
 from whisperd.errors import WhisperdError
 from whisperd.messages import SAMPLE_RATE
 from whisperd.vad import SpeechDetector, sample_blocks
@@ -22,7 +22,7 @@ from whisperd.windows import WindowPlan, needs_probabilities, plan_windows
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """`samples_fd`: a sealed memory file with all samples (16 kHz, mono, float32 little-endian); the holder's."""
+    """`samples_fd`, the holder's: a sealed memory file with all samples, 16 kHz mono float32."""
 
     samples_fd: int
     sample_count: int
@@ -37,7 +37,7 @@ class Preparation:
             "duration_s": self.sample_count / SAMPLE_RATE,
             "speech_s": self.plan.speech_samples / SAMPLE_RATE,
             "windows": [[window.start, window.stop] for window in self.plan.windows],
-            "sure_speech_s": list(self.plan.sure_speech_s),
+            "sure_speech_s": [round(seconds, 3) for seconds in self.plan.sure_speech_s],
             "media_ms": self.media_ms,
             "vad_ms": self.vad_ms,
             "warnings": list(self.warnings),
@@ -59,9 +59,9 @@ class Preparer:
     ) -> Preparation:
         """Prepares the input behind `fd`, which stays the caller's.
 
-        `request` has format, sample_rate, channels, suffix, vad, window_s, max_audio_s and max_bytes. `on_digest`
-        gets the hash of the content before anything is decoded, `on_block` is called between pieces of work.
-        Raises WhisperdError for what is wrong with the input.
+        `request` has format, sample_rate, channels, suffix, vad, window_s, max_audio_s and max_bytes.
+        `on_digest` gets the hash of the content before anything is decoded, `on_block` is called between
+        pieces of work. Raises WhisperdError for what is wrong with the input.
         """
         began_s = time.perf_counter()
         hints = AudioHints(
@@ -96,7 +96,7 @@ class Preparer:
         return plan_windows(probabilities, sample_count, vad=vad, window_s=window_s)
 
     def warm_up(self) -> None:
-        """Uses every library once, the ways of failing too, so that nothing is left to be loaded from files later."""
+        """Uses every library once, in failure too, so that nothing is left to be loaded from files later."""
         u_law = bytes(range(256)) * 40
         wav = (
             b"RIFF\x24\x50\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00\x01\x00"

@@ -1,9 +1,9 @@
-"""Decoded audio: blocks of any rate and any number of channels in, 16 kHz mono float32 in a memory file out.
+"""Decoded audio: blocks of any rate and channels in, 16 kHz mono float32 in a memory file out.
 
-Nothing is sized by what a header claims: the file grows with what was really decoded, a few blocks are in memory
-at a time, and the limit on seconds is checked with each block. Channels are mixed by their mean, so that speech
-on one side of a call is heard; what is not a number becomes silence, because a single NaN would spread through
-resampling, log-mel and attention.
+Nothing is sized by what a header claims: the file grows with what was really decoded, a few blocks are
+in memory at a time, and the limit on seconds is checked with each block. Channels are mixed by their
+mean, so that speech on one side of a call is heard; what is not a number becomes silence, because a
+single NaN would spread through resampling, log-mel and attention.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ RATE_MIN_HZ = 1_000  # below there is no speech to be found …
 RATE_MAX_HZ = 768_000  # … and above there is no converter: the header lies
 # 64 taps per phase and this cutoff pass 7 kHz unchanged and stop 8.5 kHz by 90 dB; libswresample's defaults
 # lose 0.4 dB and stop 26 dB there, which is heard as hiss folded into the consonants.
-_RESAMPLER = f"{SAMPLE_RATE}:filter_size=64:cutoff=0.97"
+_TAPS = 64
+_RESAMPLER = f"{SAMPLE_RATE}:filter_size={_TAPS}:cutoff=0.97"
 # Full scale is 1. Files of floats that were meant as 16-bit integers are left alone; more is no signal.
 _ABSURD = 65_536.0
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -50,15 +51,15 @@ class SampleFile:
     def write(self, block: Block, rate_hz: int) -> None:
         """Appends a block; the rate may change from one to the next.
 
-        Raises WhisperdError: `audio_too_long` as soon as the limit is passed, `audio_unreadable` for a rate that
-        cannot be true.
+        Raises WhisperdError: `audio_too_long` as soon as the limit is passed, `audio_unreadable` for a
+        rate that cannot be true.
         """
         if not RATE_MIN_HZ <= rate_hz <= RATE_MAX_HZ:
             raise WhisperdError("audio_unreadable", f"a sample rate of {rate_hz} Hz is not that of real audio")
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
         mono = self._clean(np.ascontiguousarray(mono))
         if self._resampler and self._resampler.rate_hz != rate_hz:
-            self._flush()
+            self.flush()
         if rate_hz == SAMPLE_RATE:
             self._append(mono)
             return
@@ -67,9 +68,15 @@ class SampleFile:
         for resampled in self._resampler.convert(mono):
             self._append(resampled)
 
-    def finish(self) -> None:
-        """Writes what the resampler still holds. Nothing can be written afterwards by anybody."""
-        self._flush()
+    def flush(self) -> None:
+        """Writes what the resampler still holds; call it after the last block."""
+        if self._resampler:
+            for resampled in self._resampler.finish():
+                self._append(resampled)
+            self._resampler = None
+
+    def seal(self) -> None:
+        """From now on nobody can change the memory file, whoever gets its descriptor."""
         fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)
 
     def detach(self) -> int:
@@ -89,12 +96,6 @@ class SampleFile:
         self.replaced += int(mono.size - np.count_nonzero(good))
         return np.where(good, mono, np.float32(0))
 
-    def _flush(self) -> None:
-        if self._resampler:
-            for resampled in self._resampler.convert(None):
-                self._append(resampled)
-            self._resampler = None
-
     def _append(self, mono: NDArray[np.float32]) -> None:
         if (self.sample_count + mono.size) > self._max_audio_s * SAMPLE_RATE:
             raise WhisperdError(
@@ -111,28 +112,47 @@ class _Resampler:
 
     def __init__(self, rate_hz: int) -> None:
         self.rate_hz = rate_hz
+        self._frames_in = self._frames_out = 0
         self._graph = av.filter.Graph()
         self._graph.threads = 1
         source = self._graph.add(
-            "abuffer", sample_rate=str(rate_hz), sample_fmt="flt", channel_layout="mono", time_base=f"1/{rate_hz}"
+            "abuffer",
+            sample_rate=str(rate_hz),
+            sample_fmt="flt",
+            channel_layout="mono",
+            time_base=f"1/{rate_hz}",
         )
         convert = self._graph.add("aresample", _RESAMPLER)
         # Without this one the sink would take whatever format comes first in libswresample's list.
         shape = self._graph.add("aformat", sample_fmts="flt", channel_layouts="mono")
         self._graph.link_nodes(source, convert, shape, self._graph.add("abuffersink")).configure()
 
-    def convert(self, mono: NDArray[np.float32] | None) -> list[NDArray[np.float32]]:
-        """What comes out for a block; for None what was still held back, after which nothing may follow."""
-        frame = None
-        if mono is not None:
-            if not mono.size:
-                return []
-            frame = av.AudioFrame.from_ndarray(mono[np.newaxis], format="flt", layout="mono")
-            frame.sample_rate = self.rate_hz
+    def convert(self, mono: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """What comes out for a block; the filter holds back a few milliseconds."""
+        if not mono.size:
+            return []
+        frame = av.AudioFrame.from_ndarray(mono[np.newaxis], format="flt", layout="mono")
+        frame.sample_rate = self.rate_hz
+        self._frames_in += mono.size
+        return self._push(frame)
+
+    def finish(self) -> list[NDArray[np.float32]]:
+        """What was still held back; nothing can be converted afterwards."""
+        # Of audio shorter than its filter libswresample makes nothing at all, so that gets silence behind it.
+        expected = max(1, round(self._frames_in * SAMPLE_RATE / self.rate_hz)) - self._frames_out
+        filter_frames = 2 * _TAPS * max(1, -(-self.rate_hz // SAMPLE_RATE))
+        if self._frames_in >= filter_frames:
+            return self._push(None)
+        rest = self.convert(np.zeros(filter_frames, np.float32)) + self._push(None)
+        return [np.concatenate(rest)[:expected]]
+
+    def _push(self, frame: av.AudioFrame | None) -> list[NDArray[np.float32]]:
         self._graph.push(frame)
-        blocks: list[Any] = []
+        blocks: list[NDArray[np.float32]] = []
         while True:
             try:
-                blocks.append(self._graph.pull().to_ndarray()[0])
+                pulled: Any = self._graph.pull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return blocks
+            blocks.append(pulled.to_ndarray()[0])
+            self._frames_out += blocks[-1].size

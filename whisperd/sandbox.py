@@ -1,9 +1,9 @@
-"""What a worker process gives up before it works: its stdin and stdout, its life after its parent, and for media
-workers memory, the network and every file.
+"""What a worker process gives up before it works: its stdin and stdout, its life after its parent, and
+for media workers memory, the network and every file.
 
-Two kinds of measure. The ones that correctness rests on (stdio, death with the parent, limits) work or raise.
-The ones that only make a break-in less useful (network, files) are tried, because kernels and containers
-refuse them at will; each returns what came of it, so that the supervisor can tell.
+Two kinds of measure. The ones that correctness rests on (stdio, death with the parent, limits) work or
+raise. The ones that only make a break-in less useful (network, files) are tried, because kernels and
+containers refuse them at will; each returns what came of it, so that the supervisor can tell.
 
 Linux only. System calls without a Python function go through ctypes.
 """
@@ -42,9 +42,9 @@ class MediaLimits:
     # which therefore fails instead of pushing the machine into swap. The decoded audio is not part of this:
     # it is in a memory file that is never mapped.
     memory_bytes: int = 1 << 30
-    # Applies to the memory file with decoded audio, at 64 kB a second: 37 hours. A backstop behind max_audio_s.
+    # Applies to the memory file with decoded audio: at 64 kB/s 37 hours. A backstop behind max_audio_s.
     file_bytes: int = 8 << 30
-    # Stdio, the channel, the input twice, two attempts at the output: under ten, and room for a burst of inputs.
+    # Stdio, the channel, the input twice, two attempts at the output: under ten, and some room.
     open_files: int = 64
 
 
@@ -70,7 +70,7 @@ def die_with_parent() -> None:
 
 
 def ignore_stop_signals() -> None:
-    """Leaves Ctrl-C and termination of the process group to the supervisor, which finishes accepted work first."""
+    """Leaves Ctrl-C and SIGTERM to the whole group to the supervisor, which finishes accepted work first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -87,7 +87,7 @@ def leave_network() -> str:
 
 
 def limit_media_worker(limits: MediaLimits) -> None:
-    """Sets the limits for good. Call it when all libraries are loaded: they map a lot and never the same amount."""
+    """Sets the limits for good. Call it when all libraries are loaded: how much they map differs by host."""
     with open("/proc/self/statm", "rb") as statm:
         mapped_bytes = int(statm.read().split()[0]) * resource.getpagesize()
     _limit(resource.RLIMIT_AS, mapped_bytes + limits.memory_bytes)
@@ -97,10 +97,10 @@ def limit_media_worker(limits: MediaLimits) -> None:
 
 
 def forbid_files() -> str:
-    """Forbids for good to open any file by a path, to connect to the network and to signal other processes.
+    """Forbids for good to open files, to use TCP and to signal other processes.
 
-    Open descriptors and memory files go on working. Uses Landlock without a single exception. Returns "none", or
-    "open" where the kernel lacks Landlock.
+    Open descriptors and memory files go on working. Uses Landlock without a single exception. Returns
+    "none", or "open" where the kernel lacks Landlock.
     """
     version = _libc.syscall(
         _SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION

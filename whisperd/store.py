@@ -70,7 +70,7 @@ _TRIM_BY_NUMBER = (
 
 @dataclass(frozen=True, slots=True)
 class StoreLimits:
-    """Bounds of the store; the defaults keep the file under about 250 MB."""
+    """Bounds of the store; the defaults keep the file under about 150 MB (113 bytes a row)."""
 
     retention_days: float = 90.0
     rows_max: int = 1_000_000  # 11 days at one request a second
@@ -102,6 +102,7 @@ class Store:
         self._file = StoreFile(path / FILE_NAME if path.is_dir() else path)
         self._limits = limits
         self._rows: deque[RequestRow] = deque()
+        self._recorded = 0  # rows that were ever queued; those of them no longer queued are settled
         self._dropped = 0
         self._reason: str | None = "it is being opened"
         self._elsewhere = False
@@ -119,8 +120,10 @@ class Store:
 
     @classmethod
     def open(cls, path: Path, limits: StoreLimits | None = None) -> Store:
-        """Starts the writer and waits (up to 5 s) until it knows whether the file can be used. Never raises
-        for the file's sake: see `state`. A directory means the file of the usual name in it."""
+        """Starts the writer and waits, up to 5 s, until it knows whether the file can be used.
+
+        Never raises for the file's sake: see `state`. A directory means the file of the usual name in it.
+        """
         store = cls(path, StoreLimits() if limits is None else limits)
         store._writer.start()
         with store._changed:
@@ -151,24 +154,27 @@ class Store:
                 self._dropped += 1
                 return
             self._rows.append(row)
+            self._recorded += 1
             if len(self._rows) == 1:
                 self._flush_at = time.monotonic() + self._limits.flush_s
             if len(self._rows) in (1, self._limits.flush_rows):
                 self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
-        """Lets the writer try now. True when everything recorded before is on disk."""
+        """Lets the writer try now. True when nothing that was recorded before is still queued."""
+        deadline = time.monotonic() + timeout
         with self._changed:
-            # The round under way may have begun before the last row came: wait for the end of the one after.
-            wanted = self._turns + 2
-            while self._turns < wanted and not self._ended:
+            recorded = self._recorded
+            # The round under way may have begun before the last row came: the one after must have a try.
+            last_turn = self._turns + 2
+            while self._recorded - len(self._rows) < recorded:
+                left_s = deadline - time.monotonic()
+                if self._ended or self._turns >= last_turn or left_s <= 0:
+                    return False
                 self._flush_at = self._retry_at = 0.0
                 self._changed.notify_all()
-                started = time.monotonic()
-                if not self._changed.wait(timeout):
-                    return False
-                timeout -= time.monotonic() - started
-            return not self._rows
+                self._changed.wait(left_s)
+            return True
 
     def close(self, timeout: float) -> StoreState:
         """Writes what is queued and ends the writer; rows that it cannot write in time count as dropped."""
@@ -250,6 +256,8 @@ class Store:
             self._fail(error)
             return
         with self._changed:
+            if self._ended:  # `close` has given up waiting and counted these as dropped
+                return
             self._dropped += refused
             for _ in rows:
                 self._rows.popleft()
@@ -272,7 +280,8 @@ class Store:
         """Closes what is open and remembers why; the rows stay queued for the next attempt."""
         self._damaged = isinstance(error, sqlite3.Error) and is_corrupt(error)
         self._disconnect()
-        self._retry_at = time.monotonic() + self._limits.retry_s
+        with self._changed:
+            self._retry_at = time.monotonic() + self._limits.retry_s
         elsewhere = isinstance(error, WrittenElsewhere)
         reason = str(error) if isinstance(error, StoreRefused) else f"{self._file.path}: {error}"
         if self._set_reason(reason, elsewhere):

@@ -13,6 +13,7 @@ import fcntl
 import importlib
 import os
 import sqlite3
+import stat
 import sys
 import time
 from collections.abc import Mapping
@@ -154,7 +155,12 @@ class StoreFile:
 
     def _open(self) -> Database:
         # SQLite would create it with the umask's mode; the WAL files take over the mode of this one.
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        fd = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise StoreRefused(f"{self.path} is no regular file")
+        finally:
+            os.close(fd)
         connection = sqlite3.connect(self.path, timeout=_BUSY_S)
         try:
             _check_ours(connection, self.path)

@@ -1,8 +1,9 @@
 """Where somebody speaks: samples in, one speech probability per 32 ms out.
 
-The model is Silero's, in the file that faster-whisper ships; the package is located but not imported, because it
-would bring the whole engine along. The model is recurrent: audio is fed in blocks with its state carried over,
-which gives the same numbers as all at once, in little memory, and lets the caller show that it is alive.
+The model is Silero's, in the file that faster-whisper ships; the package is located but not imported,
+because it would bring the whole engine along. The model is recurrent: audio is fed in blocks with its
+state carried over, which gives the same numbers as all at once, in little memory, and lets the caller
+show that it is alive.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ class SpeechDetector:
         )
 
     def probabilities(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[list[float]]:
-        """For each block the probabilities of its frames; only the last may end within a frame (it is padded).
+        """For each block the probabilities of its frames.
 
-        Blocks are 16 kHz mono, of any whole number of frames. Raises ValueError for one that is not, in between.
+        Blocks are 16 kHz mono, of any whole number of frames; the last may end within one. Raises ValueError
+        for another that does.
         """
         hidden = np.zeros(_STATE_SHAPE, np.float32)
         cell = np.zeros(_STATE_SHAPE, np.float32)

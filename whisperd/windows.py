@@ -9,8 +9,9 @@ A window is what the encoder gets at once, at most 30 s. The rules that keep it 
   lot, and each further window and each short window something. That is also what prevents leftovers.
 - Silence shorter than MIN_SILENCE_S belongs to the speech around it, at the ends of the audio too.
 
-Whisper invents words in silence; audio in which no speech is found becomes no window at all. Where the detector
-itself was hardly sure, each window says so by its seconds of sure speech, and the decoder can be asked to be surer.
+Whisper invents words in silence; audio in which no speech is found becomes no window at all. Where the
+detector itself was hardly sure, each window says so by its seconds of sure speech, and the decoder can
+be asked to be surer.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
-    """The windows in order; how many samples were taken for speech (padding included); and for each window how many
-    seconds of it are surely speech. With `vad` False the client vouches for all of it."""
+    """The windows in order; how many samples were taken for speech (padding included); and for each
+    window how many seconds of it are surely speech. With `vad` False the client vouches for all of it."""
 
     windows: tuple[Window, ...]
     speech_samples: int
@@ -153,10 +154,9 @@ def _places_to_cut(probabilities: Sequence[float], span: Window, longest: int) -
         frames = range(begin, min(begin + stride, end))
         best = max(frames, key=lambda frame: (quiet[frame - first], -probabilities[frame]))
         margin_s = quiet[best - first] * _FRAME_S
+        price = _CUT_IN_SPEECH_COST + probabilities[best]
         if margin_s:
             price = _PAUSE_HALF_S / (_PAUSE_HALF_S + margin_s)
-        else:
-            price = _CUT_IN_SPEECH_COST + probabilities[best]
         places.append((best * FRAME_SAMPLES + FRAME_SAMPLES // 2, price))
     return places
 

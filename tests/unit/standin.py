@@ -186,13 +186,14 @@ def main() -> None:
     """On stdio. The argument says how it ends: `eof` (properly), `crash` (at the first request), `stay`."""
     for line in sys.stdin:
         if sys.argv[1] == "crash":
-            print("cannot go on: out of luck", file=sys.stderr)
+            sys.stderr.write("cannot go on: out of luck\n")
             sys.exit(7)
         request = json.loads(line)
         if "id" in request:
             text = audio_bytes(request, []).decode("latin-1")
-            reply = {"jsonrpc": "2.0", "id": request["id"], "result": transcript(text, raw_params=request["params"])}
-            print(json.dumps(reply), flush=True)
+            result = transcript(text, raw_params=request["params"])
+            sys.stdout.write(json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": result}) + "\n")
+            sys.stdout.flush()
     while sys.argv[1] == "stay":
         signal.pause()
 

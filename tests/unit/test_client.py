@@ -174,7 +174,7 @@ def test_descriptors_are_open_only_while_they_are_sent(path: Path, clip: Path) -
         held.append(request)
         if len(held) == 400:
             for waiting in held:
-                connection.reply(waiting, str(len(os.listdir("/proc/self/fd"))))
+                connection.reply(waiting, str(len(list(Path("/proc/self/fd").iterdir()))))
 
     with standing_in(path, hold), Client(path) as client:
         pendings = [client.submit(clip) for _ in range(400)]
@@ -198,9 +198,12 @@ def test_every_kind_of_the_contract_has_an_exception(path: Path, clip: Path) -> 
 
 def test_unknown_kinds_of_a_newer_daemon_are_request_failed(path: Path, clip: Path) -> None:
     """Nothing is lost of them."""
-    with standing_in(path, lambda c, r, a: c.fail(r, "out_of_moon", phase=3)), Client(path) as client:
-        with pytest.raises(RequestFailed, match="out_of_moon: no") as caught:
-            client.transcribe(clip)
+    with (
+        standing_in(path, lambda c, r, a: c.fail(r, "out_of_moon", phase=3)),
+        Client(path) as client,
+        pytest.raises(RequestFailed, match="out_of_moon: no") as caught,
+    ):
+        client.transcribe(clip)
     assert type(caught.value) is RequestFailed
     assert caught.value.data["phase"] == 3
 
@@ -255,9 +258,12 @@ def test_other_errors_without_id_end_the_connection(path: Path, clip: Path) -> N
     def refuse(connection: Connection, request: Json, audio: bytes) -> None:
         connection.send(id=None, error=error("overloaded", "too many connections"))
 
-    with standing_in(path, refuse), Client(path) as client:
-        with pytest.raises(ConnectionLost, match="too many connections"):
-            client.transcribe(clip)
+    with (
+        standing_in(path, refuse),
+        Client(path) as client,
+        pytest.raises(ConnectionLost, match="too many connections"),
+    ):
+        client.transcribe(clip)
 
 
 def test_no_daemon_is_connection_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,9 +439,12 @@ def test_an_overloaded_daemon_is_not_asked_for_ever(path: Path, clip: Path) -> N
         assert caught.value.retry_after_ms == 1
         assert len(daemon.requests) == 3
     path.unlink()
-    with standing_in(path, lambda c, r, a: c.fail(r, "overloaded", retry_after_ms=60_000)):
-        with Client(path, timeout=5) as client, pytest.raises(Overloaded):
-            client.transcribe(clip)
+    with (
+        standing_in(path, lambda c, r, a: c.fail(r, "overloaded", retry_after_ms=60_000)),
+        Client(path, timeout=5) as client,
+        pytest.raises(Overloaded),
+    ):
+        client.transcribe(clip)
 
 
 # --- over stdio

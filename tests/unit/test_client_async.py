@@ -159,19 +159,23 @@ def test_a_result_that_is_there_needs_no_time(path: Path, clip: Path) -> None:
 
 def test_the_loop_goes_on_while_the_daemon_reads_nothing(path: Path) -> None:
     """A blocked write holds up neither other tasks nor closing."""
-    gate = threading.Event()
+    first_came, gate = threading.Event(), threading.Event()
+
+    def stop_reading(connection: Connection, request: Json, audio: bytes) -> None:
+        first_came.set()
+        gate.wait(60)
 
     async def main() -> None:
         async with AsyncClient(path) as client:
             await client.submit(b"first")
             stuck = asyncio.create_task(client.transcribe(Pcm(b"\0" * 4_000_000)))
-            await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(first_came.wait, 30)
             assert not stuck.done()
         with pytest.raises(ConnectionLost):
             await stuck
         gate.set()
 
-    with standing_in(path, lambda c, r, a: gate.wait(60) and None):
+    with standing_in(path, stop_reading):
         asyncio.run(main())
 
 

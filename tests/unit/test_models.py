@@ -463,6 +463,16 @@ def test_pull_tells_why_nothing_came(cache: Path, monkeypatch: pytest.MonkeyPatc
     assert caught.value.kind == "model_not_found"
 
 
+@pytest.mark.integration
+def test_pull_of_what_is_here_already_works_offline(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader itself, in its own process, agrees with us on where the files are."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    snapshot = write_hub_snapshot(tmp_path / "hub", hub_cache.HUB_REPOS["small"])
+    assert models.pull("small").path == snapshot
+
+
 @needs_base
 def test_pull_of_a_package_only_joins_and_checks(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What pip has brought needs no download."""

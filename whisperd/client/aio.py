@@ -44,6 +44,7 @@ class AsyncPending(Generic[Result]):
         self._loop = asyncio.get_running_loop()
         self._resending = asyncio.Lock()
         self._news: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self.progress: tuple[float, float] | None = None  # seconds done, seconds in all; with `progress=True`
         self._exchange: Exchange
 
     async def _start(self) -> None:
@@ -115,6 +116,8 @@ class AsyncPending(Generic[Result]):
     def _listen(self, method: str, params: dict[str, Any]) -> None:
         if method == "transcribe.segment" and params["final"]:
             self._tell(params)
+        elif method == "transcribe.progress":
+            self.progress = (params["done_s"], params["total_s"])
 
     def _tell(self, params: dict[str, Any] | None) -> None:
         """Called on the reading thread."""

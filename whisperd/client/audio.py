@@ -21,17 +21,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from whisperd.client.errors import AudioNotFound, AudioTooLong
+from whisperd.containers import headerless_codec
 
 STREAM_MAX_BYTES = 2 * 1024**3  # of a pipe without end; the daemon refuses larger files too
 _READ_BYTES = 1024 * 1024
-_HEADERLESS = {  # a descriptor has no name, so the suffix that marks these codecs is sent as `format`
-    ".g722": "g722",
-    ".ulaw": "mulaw",
-    ".mulaw": "mulaw",
-    ".ul": "mulaw",
-    ".alaw": "alaw",
-    ".al": "alaw",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +133,8 @@ def _open_for_reading(path: str) -> int:
 
 
 def _format_hint(name: str) -> dict[str, Any]:
-    codec = _HEADERLESS.get(Path(name).suffix.lower())
+    """A descriptor has no name, so the codec that only a suffix marks is sent as `format`."""
+    codec = headerless_codec(None, Path(name).suffix)
     return {"format": codec} if codec else {}
 
 

@@ -39,6 +39,7 @@ class Pending(Generic[Result]):
         self._submission = submission
         self._resending = threading.Lock()
         self._news: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.progress: tuple[float, float] | None = None  # seconds done, seconds in all; with `progress=True`
         self._exchange = self._start()
 
     @property
@@ -106,6 +107,8 @@ class Pending(Generic[Result]):
     def _listen(self, method: str, params: dict[str, Any]) -> None:
         if method == "transcribe.segment" and params["final"]:
             self._news.put(params)
+        elif method == "transcribe.progress":
+            self.progress = (params["done_s"], params["total_s"])
 
     def _send_again(self, exchange: Exchange, error: Overloaded, deadline: float | None) -> None:
         with self._resending:
