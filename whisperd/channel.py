@@ -134,10 +134,14 @@ class AsyncChannel:
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Queues a message. Descriptors are duplicated, so the caller may close its own at once."""
+        frame = memoryview(encode_frame(message, fds))
         copies: list[int] = []
-        for fd in fds:
-            copies.append(os.dup(fd))
-        self._outgoing.append((memoryview(encode_frame(message, fds)), copies))
+        try:
+            copies.extend(os.dup(fd) for fd in fds)
+        except OSError:
+            _close_all(copies)
+            raise
+        self._outgoing.append((frame, copies))
         if len(self._outgoing) == 1:
             self._write()
 

@@ -130,6 +130,8 @@ class Daemon:
     def _make_engine(self, name: str) -> Engine:
         """Finds and checks the model's files; blocks while it reads them. Raises WhisperdError."""
         config = self._config
+        if name == models.FAKE:
+            raise WhisperdError("model_not_found", "the fake model is there only for daemons started with it")
         path = models.ensure(models.resolve(name))
         return WorkerEngine(path, engine_settings(config))
 

@@ -80,6 +80,7 @@ class Dispatcher:
         """Hands out batches while the engine has room. Called whenever something changed."""
         state, error = self.engine.health()
         if state == "failed" and error:
+            self.last_used = self._now()
             self._fail_waiting(error)
             return
         while self.engine.capacity() > 0:

@@ -22,6 +22,7 @@ from whisperd.worker import Worker
 
 MakeEngine = Callable[[str], Engine]  # by model name; raises WhisperdError; may block (it verifies files)
 _ERRORS_MAX = 64  # names come from clients
+_FAILED_FOR_S = 30.0  # requests for a model that does not load are refused so long before it is tried again
 _POLL_IDLE_S = 1.0  # how late an idle model may go
 
 
@@ -80,6 +81,9 @@ class Fleet:
         """The model, loaded; waits while it loads. Raises model_not_found, model_load_failed, overloaded."""
         loaded = self._models.get(name)
         if loaded and loaded.engine.health()[0] == "failed":
+            error = loaded.engine.health()[1]
+            if error and asyncio.get_running_loop().time() - loaded.dispatcher.last_used < _FAILED_FOR_S:
+                raise error
             await self._forget(loaded)  # asked for again: another try
             loaded = None
         if loaded is None:
@@ -140,7 +144,10 @@ class Fleet:
     async def load(self, name: str) -> None:
         """Brings the model up anew. One that is already loaded serves on until its successor is ready."""
         loaded = self._models.get(name)
-        if loaded is None or loaded.engine.health()[0] == "failed":
+        if loaded and loaded.engine.health()[0] == "failed":
+            await self._forget(loaded)
+            loaded = None
+        if loaded is None:
             await self.ready(name)
             return
         successor = await asyncio.to_thread(self._make_engine, name)

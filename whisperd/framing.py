@@ -80,7 +80,7 @@ class LineSplitter:
             data = data[:-1] if isinstance(data, bytes) else _without_last(data)
         if len(data) > self.max_bytes:
             lines.append(Line(None, self._take_fds()))
-        elif self._fds or data.strip():
+        elif self._fds or (data and not data.isspace()):  # strip would copy a long line
             lines.append(Line(data, self._take_fds()))
 
     def _take_fds(self) -> list[int]:

@@ -128,14 +128,15 @@ class MediaPool:
         seat = await self._acquire(priority)
         try:
             seat.worker.send(message, [fd])
-        except WorkerLost:
+        except BaseException:
             seat.taken = False
             raise
         seat.task = task = asyncio.get_running_loop().create_future()
         seat.on_digest = on_digest
         seat.worker.expect_beats(self._hang_timeout_s)
         try:
-            return await asyncio.wait_for(asyncio.shield(task), self._decode_timeout_s)
+            async with asyncio.timeout(self._decode_timeout_s):
+                return await asyncio.shield(task)
         except TimeoutError:
             seat.task = None  # its death is no news to anybody
             seat.worker.kill("took longer than max_decode_s for one input")

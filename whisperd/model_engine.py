@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,24 +77,21 @@ def _nobody() -> None:
     """Who listens before somebody does."""
 
 
-@dataclass(eq=False)
 class WorkerEngine:
     """One model in one process on one device; `settings.lanes` batches at a time."""
 
-    path: Path
-    settings: EngineSettings
-    changed: Callable[[], None] = field(default=_nobody)
-    traits: ModelTraits | None = None
-    error: WhisperdError | None = None
-    worker: Worker = field(init=False)
-    _batches: dict[int, _Batch] = field(default_factory=dict)
-    _numbers: int = 0
-    _scale: float = 1.0
-    _seconds_per_cost: float | None = None  # measured: wall seconds per second of encoder input
-    _rss_ready_bytes: int = 0
-    _recycling: bool = False
-
-    def __post_init__(self) -> None:
+    def __init__(self, path: Path, settings: EngineSettings) -> None:
+        self.path = path
+        self.settings = settings
+        self.changed: Callable[[], None] = _nobody
+        self.traits: ModelTraits | None = None
+        self.error: WhisperdError | None = None
+        self._batches: dict[int, _Batch] = {}
+        self._numbers = 0
+        self._scale = 1.0
+        self._seconds_per_cost: float | None = None  # measured: wall seconds per second of encoder input
+        self._rss_ready_bytes = 0
+        self._recycling = False
         threads = str(self.settings.threads)
         self.worker = Worker(
             "inference",

@@ -80,12 +80,8 @@ class Pipeline:
     async def _open_input(self, job: Job) -> None:
         audio = job.work.audio
         if "path" in audio:
-            job.fd = await asyncio.to_thread(
-                intake.open_path,
-                audio["path"],
-                self._config.allow_root,
-                relative_allowed=bool(job.client.stdio),
-                max_bytes=self._config.max_audio_bytes,
+            job.fd = await intake.open_path_in_thread(
+                audio["path"], self._config.allow_root, job.client.stdio, self._config.max_audio_bytes
             )
         elif "data" in audio:
             job.fd = await intake.spool_base64(audio.pop("data"), self._config.max_audio_bytes)

@@ -142,14 +142,16 @@ def parse_request(line: bytes | bytearray) -> Request:
     id = message.get("id")
     if isinstance(id, bool) or not isinstance(id, str | int) or (isinstance(id, str) and len(id) > 128):
         id = None
-    params = message.get("params", {})
-    if not isinstance(params, dict):
-        raise ProtocolError("invalid_params", "params must be an object with names", id, pointer="")
-    violation = next(_envelope().iter_errors({**message, "params": {}}), None)
+    violation = _first_error(_envelope(), {**message, "params": {}})
     if violation:
         pointer, expected = explain(violation)
         raise ProtocolError("invalid_request", f"{pointer or 'the request'}: {expected}", id, pointer=pointer)
-    return Request(id, message["method"], params, "id" not in message)
+    params, notification = message.get("params", {}), "id" not in message
+    if not isinstance(params, dict):
+        if not notification:
+            raise ProtocolError("invalid_params", "params must be an object with names", id, pointer="")
+        params = {}  # a notification is never answered, whatever is wrong with its params
+    return Request(id, message["method"], params, notification)
 
 
 def find_method(name: str) -> Method:
@@ -165,10 +167,18 @@ def find_method(name: str) -> Method:
 def check_params(method: Method, params: Mapping[str, Any]) -> None:
     """Raises WhisperdError invalid_params that points at the first thing to mend."""
     # The schemas are ordered so that the first error is the one to tell; looking for more could take minutes.
-    error = next(method.params.iter_errors(_without_audio_bytes(params)), None)
+    error = _first_error(method.params, _without_audio_bytes(params))
     if error:
         pointer, expected = explain(error)
         raise WhisperdError("invalid_params", f"{pointer or 'params'}: {expected}", pointer=pointer)
+
+
+def _first_error(validator: Any, instance: Mapping[str, Any]) -> ValidationError | None:
+    """jsonschema recurses where it prints and compares values, and a line of 2 kB can be nested a thousand deep."""
+    try:
+        return next(validator.iter_errors(instance), None)
+    except RecursionError:
+        return ValidationError("", validator="depth", validator_value="")
 
 
 def _without_audio_bytes(params: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -219,6 +229,7 @@ _EXPECTED = {
     "uniqueItems": "must not repeat an item",
     "minProperties": "must have at least {wanted} of its members",
     "maxProperties": "must have at most {wanted} of its members",
+    "depth": "must not be nested so deeply",
 }
 
 

@@ -205,6 +205,8 @@ class Service:
             raise WhisperdError(
                 "forbidden", "a client of another user may not name paths: open the file and pass the descriptor"
             )
+        if "/" in work.model and not session.peer.same_user and request.params.get("model"):
+            raise WhisperdError("forbidden", "a client of another user may name models, but no paths")
         fd = -1
         if "fd" in work.audio:
             if session.stdio:

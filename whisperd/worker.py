@@ -66,6 +66,19 @@ class Worker:
     def start(self) -> None:
         """Starts the process; `callbacks.ready` follows."""
         loop = asyncio.get_running_loop()
+        self.state = "starting"
+        try:
+            ours = self._spawn()
+        except OSError as error:  # no memory, no descriptors: like a process that does not start
+            self._gone(f"cannot start a process: {error}")
+            return
+        self._channel = AsyncChannel(ours, self._received, self._gone)
+        if self.hello is not None:
+            self._channel.send(dict(self.hello))
+        self._rearm(loop.call_later(START_TIMEOUT_S, self.kill, f"was not ready within {START_TIMEOUT_S:.0f} s"))
+
+    def _spawn(self) -> socket.socket:
+        """The process, with its end of a socket pair; returns ours."""
         ours, theirs = socket.socketpair()
         with theirs:
             # -P: the directory whisperd is started in must not shadow a module. Stdout is our stderr: whatever a
@@ -78,11 +91,7 @@ class Worker:
                 env={**os.environ, **self.environ},
             )
         self.pid = self._process.pid
-        self.state = "starting"
-        self._channel = AsyncChannel(ours, self._received, self._gone)
-        if self.hello is not None:
-            self._channel.send(dict(self.hello))
-        self._rearm(loop.call_later(START_TIMEOUT_S, self.kill, f"was not ready within {START_TIMEOUT_S:.0f} s"))
+        return ours
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Raises WorkerLost when there is no process to send to."""

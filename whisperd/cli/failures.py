@@ -35,8 +35,7 @@ def told() -> Iterator[None]:
     try:
         yield
     except (RequestFailed, WhisperdError) as error:
-        pointer = error.data.get("pointer")
-        give_up(f"{error.kind}: {error.message}" + (f" (at {pointer})" if pointer else ""), EXIT_FAILED)
+        give_up(f"{error.kind}: {error.message}", EXIT_FAILED)
     except ConnectionLost as error:
         give_up(f"{error}", EXIT_LOST)
     except Timeout as error:

@@ -1,17 +1,21 @@
 """What the arguments of `transcribe` mean: files, folders, a list of names, standard input.
 
 A name that is given is taken at its word, whatever its suffix; only inside folders the suffix decides what is
-media. Nothing is opened here: a file that cannot be read is that file's failure, not the command's.
+media. No file is opened here: one that cannot be read is that file's failure, not the command's. Standard input
+is the exception. It is put into a temporary file before anything else happens, so that waiting for it can be
+interrupted and any daemon can be given a path.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import click
 
@@ -31,13 +35,16 @@ class Input:
     """One thing to transcribe. `name` is how the user wrote it, `below` its place in the folder it came from."""
 
     name: str
-    source: str | BinaryIO
+    source: str
     below: Path
     problem: str | None = None  # why there is nothing to send
 
 
-def expand(arguments: Sequence[str], files_from: str | None) -> list[Input]:
-    """All inputs in order; folders are searched through, sorted. Raises click.UsageError."""
+def expand(arguments: Sequence[str], files_from: str | None, cleanup: contextlib.ExitStack) -> list[Input]:
+    """All inputs in order; folders are searched through, sorted. `cleanup` removes what was put aside.
+
+    Raises click.UsageError.
+    """
     names = [*arguments, *(_read_list(files_from) if files_from else ())]
     if not names:
         raise click.UsageError("nothing to transcribe: name files, folders, or - for standard input")
@@ -46,7 +53,7 @@ def expand(arguments: Sequence[str], files_from: str | None) -> list[Input]:
     inputs: list[Input] = []
     for name in names:
         if name == STDIN:
-            inputs.append(_standard_input())
+            inputs.append(_standard_input(cleanup))
         elif Path(name).is_dir():
             found = list(_media_below(Path(name)))
             inputs += found or [Input(name, name, Path(name), "no media files in this folder")]
@@ -64,10 +71,13 @@ def _read_list(files_from: str) -> Iterator[str]:
     return (os.fsdecode(line) for line in content.splitlines() if line.strip())
 
 
-def _standard_input() -> Input:
+def _standard_input(cleanup: contextlib.ExitStack) -> Input:
     if sys.stdin.isatty():
         raise click.UsageError("standard input is a terminal; - wants audio from a pipe or a file")
-    return Input(STDIN, sys.stdin.buffer, Path("stdin"))
+    spool = cleanup.enter_context(tempfile.NamedTemporaryFile(prefix="whisperd-stdin-"))
+    shutil.copyfileobj(sys.stdin.buffer, spool)
+    spool.flush()
+    return Input(STDIN, spool.name, Path("stdin"))
 
 
 def _media_below(folder: Path) -> Iterator[Input]:

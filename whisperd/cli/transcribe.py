@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,9 +80,9 @@ def command(
     if format_name in TIMED_FORMATS and options["timestamps"] == "none":
         raise click.UsageError(f"--format {format_name} needs times, which --timestamps none leaves out")
     wanted = {name: value for name, value in options.items() if value is not None}
-    found = expand(inputs, files_from)
-    sink = Folder(output_dir, format_name, found) if output_dir else Printer(format_name, len(found))
-    with told():
+    with told(), contextlib.ExitStack() as cleanup:
+        found = expand(inputs, files_from, cleanup)
+        sink = Folder(output_dir, format_name, found) if output_dir else Printer(format_name, len(found))
         sys.exit(_transcribe(found, wanted, model, socket, jobs, quiet, sink))
 
 
