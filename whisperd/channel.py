@@ -37,9 +37,12 @@ class Frames:
         self._fds: list[int] = []
 
     def feed(self, chunk: bytes, fds: Sequence[int]) -> list[tuple[dict[str, Any], list[int]]]:
+        """The messages that this chunk completes. Raises ChannelClosed for what is no frame; `close` then closes
+        all descriptors, those of the messages before it too."""
         self._buffer += chunk
         self._fds.extend(fds)
-        messages = []
+        messages: list[tuple[dict[str, Any], list[int]]] = []
+        claimed = 0
         while len(self._buffer) >= _HEADER.size:
             length, fd_count = _HEADER.unpack_from(self._buffer)
             if length > MESSAGE_MAX_BYTES:
@@ -47,12 +50,14 @@ class Frames:
             end = _HEADER.size + length
             if len(self._buffer) < end:
                 break
-            if len(self._fds) < fd_count:
-                raise ChannelClosed(f"{fd_count} descriptors announced, {len(self._fds)} came")
-            message = orjson.loads(memoryview(self._buffer)[_HEADER.size : end])
+            if len(self._fds) - claimed < fd_count:
+                raise ChannelClosed(f"{fd_count} descriptors announced, {len(self._fds) - claimed} came")
+            messages.append((_parse(self._buffer[_HEADER.size : end]), self._fds[claimed:][:fd_count]))
             del self._buffer[:end]
-            taken, self._fds = self._fds[:fd_count], self._fds[fd_count:]
-            messages.append((message, taken))
+            claimed += fd_count
+        if len(self._fds) - claimed > FDS_MAX:
+            raise ChannelClosed("more descriptors came than were announced")
+        del self._fds[:claimed]
         return messages
 
     def close(self) -> None:
@@ -60,6 +65,16 @@ class Frames:
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
+
+
+def _parse(body: bytearray) -> dict[str, Any]:
+    try:
+        message = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ChannelClosed(f"a message is not JSON: {error}") from error
+    if not isinstance(message, dict):
+        raise ChannelClosed("a message is not a JSON object")
+    return message
 
 
 def encode_frame(message: dict[str, Any], fds: Sequence[int] = ()) -> bytes:
@@ -98,7 +113,10 @@ class Channel:
     def receive(self) -> tuple[dict[str, Any], list[int]]:
         """Waits for the next message. Raises ChannelClosed when the supervisor is gone."""
         while not self._ready:
-            chunk, fds = receive_chunk(self._socket)
+            try:
+                chunk, fds = receive_chunk(self._socket)
+            except ConnectionResetError as error:  # it went with something of ours unread
+                raise ChannelClosed("the supervisor closed the channel") from error
             if not chunk:
                 raise ChannelClosed("the supervisor closed the channel")
             self._ready = self._frames.feed(chunk, fds)
@@ -170,7 +188,7 @@ class AsyncChannel:
             messages = self._frames.feed(chunk, fds)
         except BlockingIOError:
             return
-        except (OSError, ChannelClosed, orjson.JSONDecodeError) as error:
+        except (OSError, ChannelClosed) as error:
             self._fail(str(error))
             return
         for message, own in messages:

@@ -5,13 +5,17 @@ one chunk. A line that outgrows the limit is reported when it is found out, then
 being kept. It does not know what a line means.
 
 Descriptors (`fds`) that arrived with a chunk belong to the line that holds the chunk's last byte: the kernel
-ends a read behind the buffer that carried descriptors, and a client sends one line per sendmsg.
+ends a read behind the buffer that carried descriptors, and a client sends one line per sendmsg. Descriptors of a
+line that is too long, and those beyond what a line may carry, come out at once on a line of their own, to be closed:
+a line that never ends must not collect them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+FDS_PER_LINE = 4  # by the contract
 
 
 @dataclass(slots=True)
@@ -44,6 +48,10 @@ class LineSplitter:
                 self._partial += memoryview(chunk)[start:]
                 if len(self._partial) > self.max_bytes + 1:  # + 1: a trailing \r does not count
                     self._overflow(lines)
+            kept = 0 if self._skipping else FDS_PER_LINE
+            if len(self._fds) > kept:
+                lines.append(Line(b"", self._fds[kept:]))
+                del self._fds[kept:]
         return lines
 
     def finish(self) -> list[Line]:

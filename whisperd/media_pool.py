@@ -141,7 +141,7 @@ class MediaPool:
             seat.task = None  # its death is no news to anybody
             seat.worker.kill("took longer than max_decode_s for one input")
             raise WhisperdError(
-                "audio_unreadable", f"decoding took longer than {self._decode_timeout_s:g} s (setting max_decode_s)"
+                "audio_too_long", f"decoding took longer than {self._decode_timeout_s:g} s (setting max_decode_s)"
             ) from None
         except asyncio.CancelledError:
             # The job is over. The worker's answer, if one comes, finds nobody and gives its memory back.

@@ -115,7 +115,7 @@ class Service:
                 return
             method = find_method(request.method)
             if method.main_only and session.control:
-                raise WhisperdError("forbidden", f"{method.name} is served on the main socket, not on control.sock")
+                raise WhisperdError("method_not_found", f"{method.name} is served on the main socket, not on control.sock")
             require(session.peer, method.role, method.name)
             check_params(method, request.params)
             if method.name in _SPEECH:

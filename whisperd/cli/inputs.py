@@ -74,7 +74,7 @@ def _read_list(files_from: str) -> Iterator[str]:
 def _standard_input(cleanup: contextlib.ExitStack) -> Input:
     if sys.stdin.isatty():
         raise click.UsageError("standard input is a terminal; - wants audio from a pipe or a file")
-    spool = cleanup.enter_context(tempfile.NamedTemporaryFile(prefix="whisperd-stdin-"))
+    spool = cleanup.enter_context(tempfile.NamedTemporaryFile(prefix="whisperd-stdin-"))  # noqa: SIM115 - it does
     shutil.copyfileobj(sys.stdin.buffer, spool)
     spool.flush()
     return Input(STDIN, spool.name, Path("stdin"))
