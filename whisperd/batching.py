@@ -1,14 +1,17 @@
 """Which windows go to the engine next: fair between clients and jobs, by priority, never starving anybody.
 
 The theory is fair queueing in virtual time. Every window gets a start tag when it is queued; the lowest tag goes
-first; virtual time advances with the work that is handed out, shared by the jobs that wait. A job that has been
-served much has tags far ahead, so a 3-second clip that arrives beside a 12-minute file gets the present time as
-its tag and goes next. Jobs of one client are chained by their first windows only: a client with a thousand clips
-does not push another's single clip back, nor does its own long file push back its own short ones.
+first; virtual time is never behind the tags that were served, and advances with the work that is handed out,
+shared by those who compete for it: the lines (the jobs of one client and priority that wait their turn) and the
+jobs that were begun. A job that has been served much has tags far ahead, so a 3-second clip that arrives beside a
+12-minute file gets the present time as its tag and goes next. Jobs of one line are chained by their first windows
+only: a client with a thousand clips does not push another's single clip back, nor its own more urgent one, nor
+does its own long file push back its own short ones.
 
 Priority is a head start in virtual time, not a wall: since virtual time moves with every batch, a window that
-waits is overtaken for a bounded amount of work and then goes. No clock is read here and no batch is ever held
-back to grow: what queued up while the engine was busy is what a batch is made of.
+waits is overtaken for a bounded amount of work (the difference of the head starts for each competitor) and then
+goes. No clock is read here and no batch is ever held back to grow: what queued up while the engine was busy is
+what a batch is made of.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 from whisperd.jobs import Job, Window
 from whisperd.messages import FRAMES_MAX, FRAMES_PER_SECOND, SAMPLE_RATE
 
-# Virtual seconds (of encoder input, divided among the jobs that wait) by which a class goes ahead.
+# Virtual seconds (of encoder input, divided among those who compete) by which a class goes ahead.
 HEAD_START_S = {"interactive": 120.0, "normal": 0.0, "bulk": -600.0}
 
 # Frames that contexts are rounded up to, so that windows of like length share a batch. A multiple of 200 is also
@@ -29,6 +32,7 @@ HEAD_START_S = {"interactive": 120.0, "normal": 0.0, "bulk": -600.0}
 _BUCKET_FRAMES = 200
 
 _Entry = tuple[float, int, Window]
+_LineKey = tuple[Any, str]  # client, priority
 
 
 def context_frames(samples: int, tail_s: float | None) -> int:
@@ -45,6 +49,14 @@ def compatibility_key(window: Window) -> Hashable:
     return window.frames, work.options, work.row.task == "detect", work.priority
 
 
+def _line_key(job: Job) -> _LineKey:
+    return job.client, job.work.priority
+
+
+def _live(entry: _Entry) -> bool:
+    return entry[2].queued and not entry[2].suspect
+
+
 class Batcher:
     """The windows that wait for one model."""
 
@@ -55,9 +67,12 @@ class Batcher:
         self._by_key: dict[Hashable, list[_Entry]] = {}
         self._suspects: list[Window] = []
         self._virtual_s = 0.0
-        self._client_next_s: dict[Any, float] = {}
+        self._line_next_s: dict[_LineKey, float] = {}
         self._job_next_s: dict[Job, float] = {}
         self._waiting: dict[Job, int] = {}  # windows that wait, by job
+        self._begun: set[Job] = set()  # those of them that got some windows through already
+        self._lines: dict[_LineKey, int] = {}  # jobs that wait, by line
+        self._discarded = 0  # since stale entries were last swept out
         self._count = 0
         self._sequence = 0
 
@@ -82,8 +97,9 @@ class Batcher:
         if job in self._job_next_s:
             start_s = max(self._virtual_s, self._job_next_s[job])
         else:
-            start_s = max(self._virtual_s, self._client_next_s.get(job.client, 0.0))
-            self._client_next_s[job.client] = start_s + cost_s
+            line = _line_key(job)
+            start_s = max(self._virtual_s, self._line_next_s.get(line, 0.0))
+            self._line_next_s[line] = start_s + cost_s
         self._job_next_s[job] = start_s + cost_s
         return start_s
 
@@ -95,10 +111,25 @@ class Batcher:
 
     def discard(self, job: Job) -> None:
         """Forgets the job's windows that were not handed out yet."""
+        line = _line_key(job)
+        if line in self._line_next_s and job.windows[0].queued and not job.windows[0].suspect:
+            self._line_next_s[line] -= job.windows[0].cost_s  # its line was charged for what is not served now
         for window in job.windows:
             if window.queued:
                 self._leave(window)
+                self._discarded += 1
         self._job_next_s.pop(job, None)
+        if self._discarded > 64 + self._count:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Entries go when they come to the top; those of cancelled jobs far down would pile up under endless load."""
+        self._discarded = 0
+        self._all = [entry for entry in self._all if _live(entry)]
+        heapq.heapify(self._all)
+        self._by_key.clear()
+        for entry in sorted(self._all):  # a sorted list is a heap
+            self._by_key.setdefault(compatibility_key(entry[2]), []).append(entry)
 
     def suspect_waits(self) -> bool:
         """Whether a window must run alone before anything else is handed out."""
@@ -114,9 +145,10 @@ class Batcher:
 
     def next_batch(self) -> list[Window]:
         """The most urgent window and, in order, those that may share its call. Empty if nothing waits."""
-        head = self._pop_live(self._all)
-        if head is None:
+        if self._top_live(self._all) is None:
             return []
+        tag_s, _, head = heapq.heappop(self._all)
+        start_s = tag_s + HEAD_START_S[head.job.work.priority]
         batch, cost_s = [head], head.cost_s
         key = compatibility_key(head)
         queue = self._by_key[key]
@@ -130,27 +162,32 @@ class Batcher:
             cost_s += window.cost_s
         if self._top_live(queue) is None:
             self._by_key.pop(key, None)
-        self._advance(cost_s)
+        self._begun.update(window.job for window in batch if window.job in self._waiting)
+        self._advance(start_s, cost_s)
         return batch
 
-    def _advance(self, cost_s: float) -> None:
+    def _advance(self, start_s: float, cost_s: float) -> None:
         if self._waiting:
-            self._virtual_s += cost_s / len(self._waiting)
-            if len(self._client_next_s) > 4096:  # clients come and go; those behind virtual time say nothing
-                self._client_next_s = {c: s for c, s in self._client_next_s.items() if s > self._virtual_s}
+            competitors = len(self._lines) + len(self._begun)
+            self._virtual_s = max(self._virtual_s, start_s) + cost_s / competitors
+            if len(self._line_next_s) > 4096:  # clients come and go; those behind virtual time say nothing
+                self._line_next_s = {line: s for line, s in self._line_next_s.items() if s > self._virtual_s}
 
     def _reset(self) -> None:
         """Nothing waits: virtual time starts again, and stale entries let go of their jobs."""
         self._virtual_s = 0.0
-        for part in (self._client_next_s, self._job_next_s, self._by_key):
+        for part in (self._line_next_s, self._job_next_s, self._by_key, self._all, self._suspects):
             part.clear()
-        self._all.clear()
-        self._suspects.clear()
+        self._discarded = 0
 
     def _enter(self, window: Window) -> None:
         window.queued = True
         self._count += 1
-        self._waiting[window.job] = self._waiting.get(window.job, 0) + 1
+        waiting = self._waiting.get(window.job, 0)
+        self._waiting[window.job] = waiting + 1
+        if not waiting:
+            line = _line_key(window.job)
+            self._lines[line] = self._lines.get(line, 0) + 1
 
     def _leave(self, window: Window) -> None:
         window.queued = False
@@ -160,14 +197,18 @@ class Batcher:
             self._waiting[window.job] = left
         else:
             del self._waiting[window.job]
-            self._job_next_s.pop(window.job, None)
+            self._begun.discard(window.job)
+            line = _line_key(window.job)
+            self._lines[line] -= 1
+            if not self._lines[line]:
+                del self._lines[line]
             if not self._waiting:
                 self._reset()
 
     @staticmethod
     def _top_live(queue: list[_Entry]) -> Window | None:
         """Windows leave lazily: an entry whose window is not queued any more, or runs alone now, is dropped here."""
-        while queue and (not queue[0][2].queued or queue[0][2].suspect):
+        while queue and not _live(queue[0]):
             heapq.heappop(queue)
         return queue[0][2] if queue else None
 

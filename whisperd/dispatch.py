@@ -17,7 +17,7 @@ from whisperd.errors import WhisperdError
 from whisperd.jobs import Job, Window
 from whisperd.log import log
 from whisperd.messages import WindowResult
-from whisperd.model_engine import Engine
+from whisperd.model_engine import BatchFailed, Engine
 from whisperd.worker import WorkerLost
 
 ALONE_TRIES = 2
@@ -113,6 +113,8 @@ class Dispatcher:
         began = self._now()
         try:
             results = await engine.submit(flight.windows)
+            if len(results) != len(flight.windows):
+                raise BatchFailed(f"{len(results)} results for {len(flight.windows)} windows")
         except WorkerLost as error:
             self._land(flight)
             self._try_again(flight, WhisperdError("poison_input", f"this audio ended the engine twice: {error}"))
@@ -125,8 +127,15 @@ class Dispatcher:
             self.outcomes.batch_done(len(flight.windows), self._now() - began)
             for window, result in zip(flight.windows, results, strict=True):
                 if not window.job.over:
-                    self.outcomes.window_done(window, result)
+                    self._deliver(window, result)
         self.pump()
+
+    def _deliver(self, window: Window, result: WindowResult) -> None:
+        try:
+            self.outcomes.window_done(window, result)
+        except Exception as error:  # a result that nobody can use must not take its neighbours with it
+            log.exception("result cannot be used", job=window.job.id)
+            self.outcomes.window_failed(window, WhisperdError("internal", f"{type(error).__name__}: {error}"))
 
     def _land(self, flight: _Flight) -> None:
         self._flights.discard(flight)

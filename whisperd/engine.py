@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer
 from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens, merge_punctuations
 from faster_whisper.utils import download_model
 
+from whisperd.batching import context_frames
 from whisperd.errors import WhisperdError
 from whisperd.messages import (
     FRAMES_MAX,
     FRAMES_PER_SECOND,
     SAMPLE_RATE,
+    WINDOW_MAX_S,
     DecodeOptions,
     RowOptions,
     Segment,
@@ -50,6 +52,13 @@ _BEST_OF = 5  # samples drawn at a temperature above zero, of which the likelies
 _GUARD_COMPRESSION = 2.4
 _GUARD_LOGPROB = -1.0
 
+# Music and noise that the detector took for speech came to 0.2-0.6 s of it in the clips that were measured. A clip of
+# real speech may have as little, but then the model is sure of what it hears.
+_FAINT_S = 0.7
+
+# Speech left behind the last timestamp that is worth another look; timestamps are a good half second off at times.
+_REST_MIN_S = 1.0
+
 Beat = Callable[[], None]
 
 
@@ -59,6 +68,13 @@ class Row:
 
     samples: npt.NDArray[np.float32]
     options: RowOptions
+    sure_speech_s: float = WINDOW_MAX_S  # how much of it the detector is sure of
+    speech_stop_s: float = WINDOW_MAX_S  # where the last of that ends
+
+    @property
+    def faint(self) -> bool:
+        """Whether the window may hold no speech at all: the detector is sure of next to none."""
+        return self.sure_speech_s < _FAINT_S
 
     @property
     def duration_s(self) -> float:
@@ -110,27 +126,38 @@ class Recognizer:
     ) -> list[WindowResult]:
         """Decodes a batch. `beat` is called between the steps, so that a hang can be told from hard work."""
         began = time.perf_counter()
+        results = self._decode(rows, options, frames, beat)
+        rests = {i: cut_s for i, row in enumerate(rows) if (cut_s := _rest_begins(row, results[i], options))}
+        for rest_frames, indexes in _by_context(rows, rests, options).items():
+            rest_rows = [_rest(rows[i], rests[i], results[i].language) for i in indexes]
+            for i, rest in zip(indexes, self.transcribe(rest_rows, options, rest_frames, beat), strict=True):
+                results[i] = _joined(results[i], rest, rests[i])
+        infer_ms = (time.perf_counter() - began) * 1000
+        return [replace(result, infer_ms=infer_ms) for result in results]
+
+    def _decode(
+        self, rows: Sequence[Row], options: DecodeOptions, frames: int, beat: Beat
+    ) -> list[WindowResult]:
+        """One pass over a batch, with a second look at the rows that failed."""
         encoded = self._encode(rows, frames, beat)
         languages = self._languages(rows, encoded)
         tokenizers = [self._tokenizer(language, row.options.task)
                       for (language, _), row in zip(languages, rows, strict=True)]  # fmt: skip
         attempts = self._generate(encoded, rows, tokenizers, options, options.temperatures[0], frames)
         beat()
-        outcomes: list[tuple[list[Segment], str | None]] = []
+        results = []
         for i, (row, tokenizer, attempt) in enumerate(zip(rows, tokenizers, attempts, strict=True)):
             reason = _guard(attempt, options) if frames < FRAMES_MAX else None
             own, row_encoded, index = attempt, encoded, i
             if reason or _needs_fallback(attempt, options):
                 own, row_encoded = self._retry(row, tokenizer, options, None if frames < FRAMES_MAX else attempt, beat)
                 reason, index = reason or "temperature", 0
-            outcomes.append((self._segments(row, tokenizer, own, options, row_encoded, index), reason))
+            segments = self._segments(row, tokenizer, own, options, row_encoded, index)
             if row.options.words:
                 beat()
-        infer_ms = (time.perf_counter() - began) * 1000
-        return [
-            WindowResult(tuple(segments), language, probability, infer_ms, reason)
-            for (segments, reason), (language, probability) in zip(outcomes, languages, strict=True)
-        ]
+            language, probability = languages[i]
+            results.append(WindowResult(tuple(segments), language, probability, 0.0, reason))
+        return results
 
     def detect(self, rows: Sequence[Row], beat: Beat) -> list[WindowResult]:
         """Language probabilities of each row, best first, from the full context."""
@@ -234,12 +261,14 @@ class Recognizer:
         with the full context, if it was tried. Returns the kept attempt and the row's encoder output."""
         encoded = self._encode([row], FRAMES_MAX, beat)
         tried = [first] if first else []
+        if first and row.faint:
+            return first, encoded
         for temperature in options.temperatures[len(tried) :]:
             attempt = self._generate(encoded, [row], [tokenizer], options, temperature, FRAMES_MAX)[0]
             beat()
             tried.append(attempt)
-            if not _needs_fallback(attempt, options):
-                return attempt, encoded
+            if not _needs_fallback(attempt, options) or row.faint:
+                return attempt, encoded  # (where there may be no speech, guessing on would only invent some)
         limit = options.compression_ratio_threshold
         calm = [attempt for attempt in tried if limit is None or attempt.compression_ratio <= limit]
         return max(calm or tried, key=lambda attempt: attempt.avg_logprob), encoded
@@ -247,7 +276,7 @@ class Recognizer:
     def _segments(
         self, row: Row, tokenizer: Tokenizer, attempt: _Attempt, options: DecodeOptions, encoded: Any, index: int
     ) -> list[Segment]:
-        if _is_silence(attempt, options) or not attempt.text:
+        if _is_silence(attempt, options) or not attempt.text or (row.faint and _is_doubtful(attempt, options)):
             return []
         if options.timestamps:
             stretches = split_at_timestamps(
@@ -292,6 +321,53 @@ class Recognizer:
             floor_s = settled[-1].end if settled else floor_s
             words.append([Word(w.word, w.start, w.end, w.probability) for w in settled])
         return words
+
+
+def _rest_begins(row: Row, result: WindowResult, options: DecodeOptions) -> float | None:
+    """Where the model stopped although speech goes on; None where it heard everything.
+
+    Writing timestamps, Whisper often ends a window's text after a sentence and leaves the rest to the next look,
+    which openai/whisper then takes from the last timestamp on. So do we.
+    """
+    if not options.timestamps or not result.segments:
+        return None
+    stopped_s = result.segments[-1].end
+    left_s = min(row.speech_stop_s, row.duration_s) - stopped_s
+    return stopped_s if left_s > _REST_MIN_S and stopped_s > _REST_MIN_S else None
+
+
+def _by_context(rows: Sequence[Row], rests: dict[int, float], options: DecodeOptions) -> dict[int, list[int]]:
+    """The rests' rows by the context that they need, so that they share passes."""
+    groups: dict[int, list[int]] = {}
+    for i, cut_s in rests.items():
+        samples = len(rows[i].samples) - int(cut_s * SAMPLE_RATE)
+        groups.setdefault(context_frames(samples, options.tail_s), []).append(i)
+    return groups
+
+
+def _rest(row: Row, cut_s: float, language: str) -> Row:
+    return Row(
+        row.samples[int(cut_s * SAMPLE_RATE) :],
+        replace(row.options, language=language),
+        row.sure_speech_s,
+        row.speech_stop_s - cut_s,
+    )
+
+
+def _joined(result: WindowResult, rest: WindowResult, cut_s: float) -> WindowResult:
+    """The rest's segments behind the first part's, in the window's time."""
+    moved = tuple(
+        replace(
+            segment,
+            id=len(result.segments) + segment.id,
+            start=round(cut_s + segment.start, 3),
+            end=round(cut_s + segment.end, 3),
+            words=segment.words
+            and tuple(replace(w, start=round(cut_s + w.start, 3), end=round(cut_s + w.end, 3)) for w in segment.words),
+        )
+        for segment in rest.segments
+    )
+    return replace(result, segments=result.segments + moved, retried=result.retried or rest.retried)
 
 
 def _pad(samples: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.float32]:
@@ -352,6 +428,12 @@ def _is_silence(attempt: _Attempt, options: DecodeOptions) -> bool:
     if options.no_speech_threshold is None or attempt.no_speech_prob <= options.no_speech_threshold:
         return False
     return options.log_prob_threshold is None or attempt.avg_logprob <= options.log_prob_threshold
+
+
+def _is_doubtful(attempt: _Attempt, options: DecodeOptions) -> bool:
+    """For windows that may hold no speech: whether the figures let the text be trusted all the same."""
+    limit = options.no_speech_threshold
+    return _needs_fallback(attempt, options) or (limit is not None and attempt.no_speech_prob > limit)
 
 
 def _needs_fallback(attempt: _Attempt, options: DecodeOptions) -> bool:

@@ -38,6 +38,11 @@ class Loaded:
     def engine(self) -> Engine:
         return self.dispatcher.engine
 
+    @property
+    def idle(self) -> bool:
+        """Whether it may go. One that is loading may not: jobs wait for it to be ready."""
+        return self.ready.done() and self.dispatcher.idle
+
 
 class Fleet:
     """Loads models by name and keeps at most `models_max` of them."""
@@ -78,18 +83,24 @@ class Fleet:
         return sum(len(loaded.dispatcher.batcher) for loaded in self._models.values())
 
     async def ready(self, name: str) -> Loaded:
-        """The model, loaded; waits while it loads. Raises model_not_found, model_load_failed, overloaded."""
-        loaded = self._models.get(name)
-        if loaded and loaded.engine.health()[0] == "failed":
-            error = loaded.engine.health()[1]
-            if error and asyncio.get_running_loop().time() - loaded.dispatcher.last_used < _FAILED_FOR_S:
-                raise error
-            await self._forget(loaded)  # asked for again: another try
-            loaded = None
-        if loaded is None:
-            loaded = await self._load_once(name)
-        await asyncio.shield(loaded.ready)
-        return loaded
+        """The model, loaded; waits while it loads. Raises model_not_found, model_load_failed, overloaded.
+
+        It is in the fleet when this returns, but may be unloaded at the caller's next await.
+        """
+        while True:
+            loaded = self._models.get(name)
+            if loaded and loaded.engine.health()[0] == "failed":
+                error = loaded.engine.health()[1]
+                if error and asyncio.get_running_loop().time() - loaded.dispatcher.last_used < _FAILED_FOR_S:
+                    # A new one: raising the same again would hang every caller's frames on it.
+                    raise WhisperdError(error.kind, error.message, **error.data)
+                await self._forget(loaded)  # asked for again: another try
+                loaded = None
+            if loaded is None:
+                loaded = await self._load_once(name)
+            await asyncio.shield(loaded.ready)
+            if self._models.get(name) is loaded:
+                return loaded
 
     async def _load_once(self, name: str) -> Loaded:
         """However many ask for it at once, a model is loaded once."""
@@ -132,7 +143,7 @@ class Fleet:
 
     async def _make_room(self) -> None:
         while len(self._models) >= self._config.models_max:
-            idle = [loaded for loaded in self._models.values() if loaded.dispatcher.idle]
+            idle = [loaded for loaded in self._models.values() if loaded.idle]
             if not idle:
                 raise WhisperdError(
                     "overloaded",
@@ -147,7 +158,7 @@ class Fleet:
         if loaded and loaded.engine.health()[0] == "failed":
             await self._forget(loaded)
             loaded = None
-        if loaded is None:
+        if loaded is None or not loaded.ready.done():
             await self.ready(name)
             return
         successor = await asyncio.to_thread(self._make_engine, name)
@@ -162,16 +173,17 @@ class Fleet:
             await successor.drain()
             raise WhisperdError("conflict", f"the model {name!r} was unloaded meanwhile")
         old = loaded.dispatcher.replace_engine(successor)
-        await self._retire(old)
         loaded.dispatcher.pump()
+        await self._retire(old)
 
     async def unload(self, name: str) -> bool:
         """Ends the model's process when it is idle. Raises conflict while it has work. False: was not loaded."""
         loaded = self._models.get(name)
         if loaded is None:
             return False
-        if not loaded.dispatcher.idle:
-            raise WhisperdError("conflict", f"the model {name!r} has work; try again when it is idle")
+        if not loaded.idle:
+            doing = "has work" if loaded.ready.done() else "is loading"
+            raise WhisperdError("conflict", f"the model {name!r} {doing}; try again when it is idle")
         await self._forget(loaded)
         return True
 
@@ -198,7 +210,7 @@ class Fleet:
             await asyncio.sleep(min(_POLL_IDLE_S, self._config.idle_unload_s))
             for loaded in list(self._models.values()):
                 idle_s = loop.time() - loaded.dispatcher.last_used
-                if loaded.ready.done() and loaded.dispatcher.idle and idle_s >= self._config.idle_unload_s:
+                if loaded.idle and idle_s >= self._config.idle_unload_s:
                     await self._forget(loaded)
 
     async def stop(self) -> None:

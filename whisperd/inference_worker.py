@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisperd.channel import Channel, ChannelClosed
 from whisperd.errors import WhisperdError
-from whisperd.messages import DecodeOptions, RowOptions, WindowResult
+from whisperd.messages import SAMPLE_RATE, DecodeOptions, RowOptions, WindowResult
 from whisperd.sandbox import die_with_parent, ignore_stop_signals, silence_stdio
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ def _row(row: dict[str, Any], fds: list[int]) -> Row:
 
     start, stop = row["start"], row["stop"]
     data = os.pread(fds[row["fd"]], (stop - start) * 4, start * 4)
-    return Row(np.frombuffer(data, dtype="<f4"), RowOptions(row["language"], row["task"], row["words"]))
+    options = RowOptions(row["language"], row["task"], row["words"])
+    speech_s = (row["speech_stop"] - start) / SAMPLE_RATE
+    return Row(np.frombuffer(data, dtype="<f4"), options, row["sure_speech_s"], speech_s)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from whisperd.messages import FRAMES_PER_SECOND, SAMPLE_RATE, DecodeOptions, RowOptions, WindowResult
+from whisperd.messages import FRAMES_PER_SECOND, SAMPLE_RATE, WINDOW_MAX_S, DecodeOptions, RowOptions, WindowResult
 
 
 class State(enum.Enum):
@@ -72,6 +72,8 @@ class Window:
     start: int  # samples
     stop: int
     frames: int  # log-mel frames given to the encoder, the silence behind the speech included
+    sure_speech_s: float = WINDOW_MAX_S  # seconds of it that the detector is sure of
+    speech_stop: int | None = None  # the sample behind the last sure speech; None: the window's end
     queued: bool = False
     suspect: bool = False  # was in flight when a worker died: runs alone from now on
     deaths_alone: int = 0
@@ -97,7 +99,6 @@ class Work:
     priority: str = "normal"
     deadline_ms: int | None = None
     vad: bool | str = "auto"
-    full_context: bool = False
     render: tuple[str, ...] = ()
     progress: bool = False
 

@@ -26,6 +26,8 @@ class Prepared:
     duration_s: float
     speech_s: float
     windows: list[tuple[int, int]]
+    sure_speech_s: list[float]  # of each window: seconds that the detector is sure of
+    speech_stop: list[int]  # of each window: the sample behind the last sure speech
     media_ms: float
     vad_ms: float
     warnings: list[str]
@@ -80,6 +82,8 @@ class _Seat:
                     message["duration_s"],
                     message["speech_s"],
                     [(start, stop) for start, stop in message["windows"]],
+                    message["sure_speech_s"],
+                    message["speech_stop"],
                     message["media_ms"],
                     message["vad_ms"],
                     message["warnings"],

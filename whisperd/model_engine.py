@@ -232,6 +232,8 @@ def _batch_message(number: int, windows: Sequence[Window]) -> tuple[dict[str, An
                 "language": row.language or window.job.language,
                 "task": row.task,
                 "words": row.words,
+                "sure_speech_s": window.sure_speech_s,
+                "speech_stop": window.stop if window.speech_stop is None else window.speech_stop,
             }
         )
     options = dataclasses.asdict(windows[0].job.work.options)

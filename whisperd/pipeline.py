@@ -27,9 +27,6 @@ from whisperd.protocol import error_line, result_line
 from whisperd.render import render
 from whisperd.worker import WorkerLost
 
-# Silence put behind the speech when a window is encoded with a short context. The model needs some to notice the
-# end; four to six seconds were enough for tiny.en and base, so models that were not measured get the longer.
-TAIL_S = 6.0
 _POISON_MAX = 1024  # contents remembered as deadly
 _MEDIA_TRIES = 2
 
@@ -66,7 +63,8 @@ class Pipeline:
             await self._open_input(job)
             await self._room.wait()
             await self._prepare(job)
-            loaded = await asyncio.shield(loading)
+            await asyncio.shield(loading)
+            loaded = await self.fleet.ready(job.work.model)  # at once, unless it was unloaded meanwhile
             _check_language(job, loaded.engine.traits)
             self._queue_windows(job, loaded)
         except WhisperdError as error:
@@ -117,12 +115,15 @@ class Pipeline:
         job.duration_s, job.speech_s = prepared.duration_s, prepared.speech_s
         job.media_ms, job.vad_ms = prepared.media_ms, prepared.vad_ms
         job.warnings.extend(prepared.warnings)
-        tail_s = None if job.work.full_context else TAIL_S
-        spans = prepared.windows[:1] if job.work.row.task == "detect" else prepared.windows
+        tail_s = job.work.options.tail_s
         job.windows = [
-            Window(job, index, start, stop, context_frames(stop - start, tail_s))
-            for index, (start, stop) in enumerate(spans)
+            Window(job, index, start, stop, context_frames(stop - start, tail_s), sure_s, speech_stop)
+            for index, ((start, stop), sure_s, speech_stop) in enumerate(
+                zip(prepared.windows, prepared.sure_speech_s, prepared.speech_stop, strict=True)
+            )
         ]
+        if job.work.row.task == "detect":
+            del job.windows[1:]
         job.results = [None] * len(job.windows)
         self._hold(job.duration_s)
 
@@ -165,7 +166,7 @@ class Pipeline:
 
     def window_started(self, window: Window, batch_rows: int) -> None:
         job = window.job
-        job.dispatched += 1
+        job.dispatched += not window.suspect  # those go in a second time
         if job.first_dispatch is None:
             job.first_dispatch = asyncio.get_running_loop().time()
         if job.state is State.QUEUED:

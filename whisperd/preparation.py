@@ -38,6 +38,7 @@ class Preparation:
             "speech_s": self.plan.speech_samples / SAMPLE_RATE,
             "windows": [[window.start, window.stop] for window in self.plan.windows],
             "sure_speech_s": [round(seconds, 3) for seconds in self.plan.sure_speech_s],
+            "speech_stop": list(self.plan.speech_stop),
             "media_ms": self.media_ms,
             "vad_ms": self.vad_ms,
             "warnings": list(self.warnings),

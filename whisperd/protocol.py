@@ -195,7 +195,7 @@ def explain(error: ValidationError) -> tuple[str, str]:
     keyword = str(error.validator)
     wanted: Any = error.validator_value
     instance: Any = error.instance
-    if keyword in ("additionalProperties", "unevaluatedProperties", "propertyNames"):
+    if keyword in ("additionalProperties", "unevaluatedProperties"):
         return _explain_unknown_name(error, path)
     if keyword == "required":
         missing = [name for name in wanted if name not in instance]
@@ -235,12 +235,8 @@ _EXPECTED = {
 
 def _explain_unknown_name(error: ValidationError, path: list[str | int]) -> tuple[str, str]:
     schema = error.schema if isinstance(error.schema, dict) else {}
-    names = list(schema.get("properties", {})) or list(schema.get("propertyNames", {}).get("enum", ()))
-    if not names and error.validator == "enum" and isinstance(error.validator_value, list):
-        names = error.validator_value
-    unknown = next((name for name in error.instance if name not in names), "") if isinstance(
-        error.instance, dict
-    ) else str(error.instance)
+    names = list(schema.get("properties", {}))
+    unknown = next(name for name in error.instance if name not in names)
     near = difflib.get_close_matches(unknown[:64], names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
     return _pointer([*path, unknown]), f"there is no such name; {hint}"

@@ -24,7 +24,7 @@ from whisperd.framing import Line
 from whisperd.jobs import Job, Work
 from whisperd.log import log
 from whisperd.media_pool import MediaPool
-from whisperd.messages import DecodeOptions, RowOptions
+from whisperd.messages import TAIL_S, DecodeOptions, RowOptions
 from whisperd.metrics import Metrics
 from whisperd.pipeline import Pipeline
 from whisperd.protocol import (
@@ -91,12 +91,12 @@ class Service:
                 raise ProtocolError(
                     "line_too_long", f"a line may have {limit} bytes; send audio by path or descriptor", limit=limit
                 )
-            if not line.data.strip():
-                return
+            if not line.data or line.data.isspace():
+                return  # it only brought descriptors
             request = parse_request(line.data)
             self._handle(session, request, line)
         except ProtocolError as error:
-            if error.kind == "parse_error":
+            if error.kind in ("parse_error", "line_too_long"):
                 counters.parse_errors += 1
             else:
                 counters.invalid += 1
@@ -110,12 +110,12 @@ class Service:
             return
         slot = session.open_slot()
         try:
-            if request.id in session.jobs or request.id in session.backlog_ids:
+            if session.in_flight(request.id):
                 session.answer(slot, error_line(None, _conflict(request)))
                 return
             method = find_method(request.method)
             if method.main_only and session.control:
-                raise WhisperdError("method_not_found", f"{method.name} is served on the main socket, not on control.sock")
+                raise WhisperdError("method_not_found", f"{method.name} is served on the main socket only")
             require(session.peer, method.role, method.name)
             check_params(method, request.params)
             if method.name in _SPEECH:
@@ -126,6 +126,10 @@ class Service:
             if error.kind in ("invalid_params", "method_not_found"):
                 self.metrics.counters.invalid += 1
             session.answer(slot, error_line(request.id, error))
+        except Exception as error:  # it must cost this request only: the reader of all others is our caller
+            log.exception("request failed unexpectedly", method=request.method)
+            if slot.line is None:
+                session.answer(slot, error_line(request.id, _unforeseen(error)))
 
     def _notified(self, session: Session, request: Request) -> None:
         if request.method != "cancel":
@@ -142,6 +146,7 @@ class Service:
         if not inspect.isawaitable(outcome):
             session.answer(slot, result_line(request.id, outcome))
             return
+        session.control_ids.add(request.id)
         task = asyncio.get_running_loop().create_task(self._answer_later(session, request, slot, outcome))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -155,7 +160,8 @@ class Service:
             line = error_line(request.id, error)
         except Exception as error:
             log.exception("control method failed", method=request.method)
-            line = error_line(request.id, WhisperdError("internal", f"{type(error).__name__}: {error}"))
+            line = error_line(request.id, _unforeseen(error))
+        session.control_ids.discard(request.id)
         session.answer(slot, line)
         self._check_quiet(session)
 
@@ -174,7 +180,7 @@ class Service:
 
     def _wait_in_backlog(self, session: Session, waiting: Waiting) -> None:
         session.backlog.append(waiting)
-        session.backlog_ids.add(waiting.request.id or 0)
+        session.backlog_ids.add(waiting.request.id)
         session.backlog_bytes += waiting.size
         if (
             len(session.backlog) >= self.config.backlog_requests
@@ -185,7 +191,7 @@ class Service:
     def _pump_backlog(self, session: Session) -> None:
         while session.backlog and not self.admission.full(session.backlog[0].size):
             waiting = session.backlog.popleft()
-            session.backlog_ids.discard(waiting.request.id or 0)
+            session.backlog_ids.discard(waiting.request.id)
             session.backlog_bytes -= waiting.size
             try:
                 self._admit(session, waiting.request, waiting.slot, waiting.size, waiting.arrived, [])
@@ -327,6 +333,7 @@ class Service:
         for session in list(self.sessions):
             backlog = list(session.backlog)
             session.backlog.clear()
+            session.backlog_ids.clear()
             for waiting in backlog:
                 count += 1
                 session.answer(waiting.slot, error_line(waiting.request.id, WhisperdError("draining", reason)))
@@ -346,6 +353,10 @@ class Service:
             session.link.close()
         if self.quiet:
             self.on_quiet()
+
+
+def _unforeseen(error: Exception) -> WhisperdError:
+    return WhisperdError("internal", f"{type(error).__name__}: {error}")
 
 
 def _conflict(request: Request) -> WhisperdError:
@@ -375,6 +386,7 @@ def _work(request: Request, default_model: Callable[[], str]) -> Work:
         initial_prompt=params.get("initial_prompt") or None,
         hotwords=params.get("hotwords") or None,
         suppress_tokens=defaults.suppress_tokens if suppress is None else tuple(suppress),
+        tail_s=None if detect or params.get("encoder_context") == "full" else TAIL_S,
         **thresholds,
     )
     return Work(
@@ -389,7 +401,6 @@ def _work(request: Request, default_model: Callable[[], str]) -> Work:
         priority=params.get("priority") or "normal",
         deadline_ms=params.get("deadline_ms"),
         vad=params.get("vad", "auto"),
-        full_context=detect or params.get("encoder_context") == "full",
         render=tuple(params.get("render") or ()),
         progress=bool(params.get("progress")),
     )

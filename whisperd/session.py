@@ -16,7 +16,7 @@ from whisperd.admission import Peer
 from whisperd.framing import Line
 from whisperd.jobs import Job
 from whisperd.log import log
-from whisperd.protocol import Request, notification_line
+from whisperd.protocol import Id, Request, notification_line
 from whisperd.transport import SLOW_READER_BYTES, Link
 
 
@@ -59,7 +59,8 @@ class Session:
     on_dropped: Callable[[], None] = lambda: None  # a progress notification was left out
     jobs: dict[str | int, Job] = field(default_factory=dict)
     backlog: deque[Waiting] = field(default_factory=deque)
-    backlog_ids: set[str | int] = field(default_factory=set)
+    backlog_ids: set[Id] = field(default_factory=set)
+    control_ids: set[Id] = field(default_factory=set)  # of control requests that are not answered at once
     backlog_bytes: int = 0
     input_ended: bool = False
     gone: bool = False
@@ -85,6 +86,10 @@ class Session:
     def quiet(self) -> bool:
         """Whether nothing is owed to this client."""
         return not self.jobs and not self.backlog and self.open_slots == 0
+
+    def in_flight(self, id: Id) -> bool:
+        """Whether a request with this id is not answered yet."""
+        return id in self.jobs or id in self.backlog_ids or id in self.control_ids
 
     def open_slot(self) -> Slot:
         slot = Slot()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ class FakeMedia(MediaPool):
         self, message: dict[str, Any], fd: int, priority: str, on_digest: Callable[[str], None]
     ) -> Prepared:
         data = os.pread(fd, os.fstat(fd).st_size, 0)
-        on_digest(digest_of(data))
+        asyncio.get_running_loop().call_soon(on_digest, digest_of(data))
+        await asyncio.sleep(0)  # it may end the job: as with real workers, not from inside the job's own task
         if not data or data.startswith(b"BAD"):
             raise WhisperdError("audio_unreadable", "the fake media stage was told that this is bad")
         samples = max(1, len(data) * SAMPLE_RATE // _BYTES_PER_SECOND)
@@ -76,7 +78,15 @@ class FakeMedia(MediaPool):
         step = int(message["window_s"] * SAMPLE_RATE)
         windows = [] if silent else [(at, min(samples, at + step)) for at in range(0, samples, step)]
         return Prepared(
-            Samples(os.dup(fd), samples), duration_s, 0.0 if silent else duration_s, windows, 0.0, 0.0, []
+            Samples(os.dup(fd), samples),
+            duration_s,
+            0.0 if silent else duration_s,
+            windows,
+            [(stop - start) / SAMPLE_RATE for start, stop in windows],
+            [stop for _, stop in windows],
+            0.0,
+            0.0,
+            [],
         )
 
 
@@ -95,7 +105,7 @@ class FakeEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.fail_next: list[Exception] = []
-        self.batches: list[list[Window]] = []
+        self.batches: deque[list[Window]] = deque(maxlen=64)  # the latest; all of them would be a leak
         self._flying = 0
 
     def start(self) -> None:
@@ -127,6 +137,7 @@ class FakeEngine:
             return [_result(window) for window in windows]
         finally:
             self._flying -= 1
+            self.changed()
 
 
 def _result(window: Window) -> WindowResult:

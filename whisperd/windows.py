@@ -54,11 +54,13 @@ class Window(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
     """The windows in order; how many samples were taken for speech (padding included); and for each
-    window how many seconds of it are surely speech. With `vad` False the client vouches for all of it."""
+    window how many seconds of it are surely speech, and the sample behind the last of it. With `vad` False the
+    client vouches for all of it."""
 
     windows: tuple[Window, ...]
     speech_samples: int
     sure_speech_s: tuple[float, ...]
+    speech_stop: tuple[int, ...]
 
 
 def needs_probabilities(sample_count: int, *, vad: bool | str, window_s: float) -> bool:
@@ -85,14 +87,19 @@ def plan_windows(
     if vad is False:
         windows = _cut_all([whole] if sample_count else [], probabilities, longest)
         lengths = tuple((window.stop - window.start) / SAMPLE_RATE for window in windows)
-        return WindowPlan(tuple(windows), sample_count, lengths)
+        return WindowPlan(tuple(windows), sample_count, lengths, tuple(window.stop for window in windows))
     spans = speech_spans(probabilities, sample_count)
     speech_samples = sum(span.stop - span.start for span in spans)
     if vad == "auto" and spans and sample_count <= longest:
         windows = [whole]
     else:
         windows = _cut_all(spans, probabilities, longest)
-    return WindowPlan(tuple(windows), speech_samples, tuple(_sure_s(probabilities, window) for window in windows))
+    return WindowPlan(
+        tuple(windows),
+        speech_samples,
+        tuple(_sure_s(probabilities, window) for window in windows),
+        tuple(_speech_stop(probabilities, window) for window in windows),
+    )
 
 
 def speech_spans(probabilities: Sequence[float], sample_count: int) -> list[Window]:
@@ -130,6 +137,14 @@ def _speech_runs(probabilities: Sequence[float]) -> list[tuple[int, int]]:
 def _sure_s(probabilities: Sequence[float], window: Window) -> float:
     frames = range(window.start // FRAME_SAMPLES, -(-window.stop // FRAME_SAMPLES))
     return sum(probabilities[frame] >= SPEECH_PROBABILITY for frame in frames) * _FRAME_S
+
+
+def _speech_stop(probabilities: Sequence[float], window: Window) -> int:
+    """The end of the window's last sure frame; its start where it has none."""
+    for frame in range(-(-window.stop // FRAME_SAMPLES) - 1, window.start // FRAME_SAMPLES - 1, -1):
+        if probabilities[frame] >= SPEECH_PROBABILITY:
+            return max(window.start, min(window.stop, (frame + 1) * FRAME_SAMPLES))
+    return window.start
 
 
 def _cut_all(spans: Sequence[Window], probabilities: Sequence[float], longest: int) -> list[Window]:

@@ -332,8 +332,9 @@ def test_an_interrupt_cancels_and_a_lost_daemon_is_told(home: Home, clips: Path)
                     received += daemon.recv(65536)
                 if how == "interrupt":
                     command.send_signal(signal.SIGINT)
-                    while received.count(b'"method":"cancel"') < 2:
-                        received += daemon.recv(65536)
+                    while chunk := daemon.recv(65536):
+                        received += chunk
+                    assert received.count(b'"method":"cancel"') == 2
             out, err = command.communicate(timeout=60)
             assert (command.returncode, out) == (code, b"")
             assert err.decode().strip() == {

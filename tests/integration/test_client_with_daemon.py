@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -178,5 +179,5 @@ def test_real_speech_is_heard() -> None:
     assert "crusade for democracy" in result.text
     words = [word for segment in result.segments for word in segment.words or ()]
     assert "".join(word.word for word in words).strip() == result.text
-    assert all(a.end <= b.start + 1e-9 for a, b in zip(words, words[1:], strict=False))
+    assert all(earlier.end <= later.start + 1e-9 for earlier, later in pairwise(words))
     assert "-->" in result.rendered["srt"]

@@ -41,8 +41,9 @@ def in_order(
 
     rest = iter(inputs)
     with ThreadPoolExecutor(jobs, thread_name_prefix="whisperd-transcribe") as pool:
-        window = deque((input, pool.submit(work, input)) for input in islice(rest, LOOKAHEAD))
-        try:
+        window: deque[tuple[Input, Future[Outcome]]] = deque()
+        try:  # from the first submission on: an interrupt may come while the others are being made
+            window.extend((input, pool.submit(work, input)) for input in islice(rest, LOOKAHEAD))
             while window:
                 input, future = window.popleft()
                 yield input, _watch(future, bar)
