@@ -174,7 +174,8 @@ def _checked(name: str, value: Any, where: str) -> Any:
     if float in kinds and type(value) is int:
         value = float(value)
     if type(value) not in kinds:
-        wanted = " or ".join(sorted(kind.__name__ for kind in kinds if kind is not type(None)))
+        names = (kind.__name__ for kind in kinds if kind is not type(None))
+        wanted = "a list of strings" if tuple in kinds else " or ".join(sorted(names))
         raise ConfigError(f"{where}: {name} wants {wanted}, not {value!r}")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ConfigError(f"{where}: {name} is one of {', '.join(_CHOICES[name])}, not {value!r}")

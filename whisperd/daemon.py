@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 from whisperd import models, paths
@@ -36,13 +37,31 @@ _FLUSH_S = 5.0  # how long a client that does not read may hold up the end
 
 def run(settings: Loaded) -> int:
     """Serves until there is a reason to stop. Returns the exit code."""
+    closed = _fill_standard_descriptors()
     setup(settings.config.log_level, settings.config.log_format)
-    stdio = _take_stdio() if settings.config.stdio else None
     try:
+        if settings.config.stdio and closed:
+            raise ListenError(f"--stdio needs {' and '.join(closed)}, closed when the daemon was started")
+        stdio = _take_stdio() if settings.config.stdio else None
         return asyncio.run(Daemon(settings, stdio).serve())
     except ListenError as error:
         log.error("cannot listen", reason=str(error))
         return EXIT_CONFIG
+
+
+def _fill_standard_descriptors() -> list[str]:
+    """Opens what is missing of the first three descriptors on /dev/null, or the next file or socket to be opened would
+    pass for one of them. Returns which of stdin and stdout were missing."""
+    closed = []
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number: this one
+            closed.append(name)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+    return [name for name in closed if name != "stderr"]
 
 
 def _take_stdio() -> tuple[int, int]:

@@ -83,7 +83,7 @@ class Dispatcher:
             self.last_used = self._now()
             self._fail_waiting(error)
             return
-        while self.engine.capacity() > 0:
+        while len(self._flights) < self.engine.capacity():
             if self.batcher.suspect_waits():
                 if self._flights:
                     return  # it must be alone, so what flies lands first

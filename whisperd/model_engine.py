@@ -56,7 +56,7 @@ class Engine(Protocol):
     changed: Callable[[], None]  # called when capacity or state changed
 
     def start(self) -> None: ...
-    def capacity(self) -> int: ...
+    def capacity(self) -> int: ...  # batches that it takes at a time; 0 while it takes none
     def in_flight(self) -> int: ...
     async def submit(self, windows: Sequence[Window]) -> list[WindowResult]: ...
     def health(self) -> tuple[str, WhisperdError | None]: ...
@@ -113,10 +113,7 @@ class WorkerEngine:
         self.worker.start()
 
     def capacity(self) -> int:
-        """How many more batches it takes now."""
-        if self.worker.state != "ready" or self._recycling:
-            return 0
-        return self.settings.lanes - len(self._batches)
+        return self.settings.lanes if self.worker.state == "ready" and not self._recycling else 0
 
     def in_flight(self) -> int:
         return len(self._batches)

@@ -236,7 +236,8 @@ _EXPECTED = {
 def _explain_unknown_name(error: ValidationError, path: list[str | int]) -> tuple[str, str]:
     schema = error.schema if isinstance(error.schema, dict) else {}
     names = list(schema.get("properties", {}))
-    unknown = next(name for name in error.instance if name not in names)
+    instance: Any = error.instance
+    unknown = next(name for name in instance if name not in names)
     near = difflib.get_close_matches(unknown[:64], names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
     return _pointer([*path, unknown]), f"there is no such name; {hint}"

@@ -146,7 +146,7 @@ class Service:
         if not inspect.isawaitable(outcome):
             session.answer(slot, result_line(request.id, outcome))
             return
-        session.control_ids.add(request.id)
+        session.control_slots[request.id] = slot
         task = asyncio.get_running_loop().create_task(self._answer_later(session, request, slot, outcome))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -161,7 +161,7 @@ class Service:
         except Exception as error:
             log.exception("control method failed", method=request.method)
             line = error_line(request.id, _unforeseen(error))
-        session.control_ids.discard(request.id)
+        del session.control_slots[request.id]
         session.answer(slot, line)
         self._check_quiet(session)
 
@@ -182,25 +182,43 @@ class Service:
         session.backlog.append(waiting)
         session.backlog_ids.add(waiting.request.id)
         session.backlog_bytes += waiting.size
-        if (
-            len(session.backlog) >= self.config.backlog_requests
-            or session.backlog_bytes >= self.config.backlog_bytes
-        ):
+        if self._backlog_full(session):
             session.link.pause()
+        deadline_ms = waiting.request.params.get("deadline_ms")
+        if deadline_ms is not None:
+            late = WhisperdError("deadline_exceeded", f"not begun within deadline_ms = {deadline_ms}")
+            loop = asyncio.get_running_loop()
+            waiting.timer = loop.call_at(
+                waiting.arrived + deadline_ms / 1000, self._end_waiting, session, waiting, late
+            )
+
+    def _backlog_full(self, session: Session) -> bool:
+        config = self.config
+        return len(session.backlog) >= config.backlog_requests or session.backlog_bytes >= config.backlog_bytes
+
+    def _leave_backlog(self, session: Session, waiting: Waiting) -> None:
+        session.backlog.remove(waiting)
+        session.backlog_ids.discard(waiting.request.id)
+        session.backlog_bytes -= waiting.size
+        if waiting.timer:
+            waiting.timer.cancel()
+
+    def _end_waiting(self, session: Session, waiting: Waiting, error: WhisperdError) -> None:
+        """Answers a request that never became a job."""
+        self._leave_backlog(session, waiting)
+        session.answer(waiting.slot, error_line(waiting.request.id, error))
+        self._pump_backlog(session)
+        self._check_quiet(session)
 
     def _pump_backlog(self, session: Session) -> None:
         while session.backlog and not self.admission.full(session.backlog[0].size):
-            waiting = session.backlog.popleft()
-            session.backlog_ids.discard(waiting.request.id)
-            session.backlog_bytes -= waiting.size
+            waiting = session.backlog[0]
+            self._leave_backlog(session, waiting)
             try:
                 self._admit(session, waiting.request, waiting.slot, waiting.size, waiting.arrived, [])
             except WhisperdError as error:
                 session.answer(waiting.slot, error_line(waiting.request.id, error))
-        if (
-            len(session.backlog) < self.config.backlog_requests
-            and session.backlog_bytes < self.config.backlog_bytes
-        ):
+        if not self._backlog_full(session):
             session.link.resume()
 
     def _admit(
@@ -304,15 +322,10 @@ class Service:
         return {"cancelled": job is not None and self.pipeline.cancel(job, "cancelled by the client")}
 
     def _cancel_waiting(self, session: Session, id: str | int) -> bool:
-        for waiting in session.backlog:
-            if waiting.request.id == id:
-                session.backlog.remove(waiting)
-                session.backlog_ids.discard(id)
-                session.backlog_bytes -= waiting.size
-                error = WhisperdError("cancelled", "cancelled by the client")
-                session.answer(waiting.slot, error_line(id, error))
-                return True
-        return False
+        waiting = next((waiting for waiting in session.backlog if waiting.request.id == id), None)
+        if waiting:
+            self._end_waiting(session, waiting, WhisperdError("cancelled", "cancelled by the client"))
+        return waiting is not None
 
     def session_ended(self, session: Session) -> None:
         """No more lines will come; what was accepted is still answered."""

@@ -6,6 +6,7 @@ order of the slots; without, as they come.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -43,6 +44,7 @@ class Waiting:
     slot: Slot
     size: int
     arrived: float
+    timer: asyncio.TimerHandle | None = None  # its deadline
 
 
 @dataclass(eq=False)
@@ -60,7 +62,7 @@ class Session:
     jobs: dict[str | int, Job] = field(default_factory=dict)
     backlog: deque[Waiting] = field(default_factory=deque)
     backlog_ids: set[Id] = field(default_factory=set)
-    control_ids: set[Id] = field(default_factory=set)  # of control requests that are not answered at once
+    control_slots: dict[Id, Slot] = field(default_factory=dict)  # of control requests that are not answered at once
     backlog_bytes: int = 0
     input_ended: bool = False
     gone: bool = False
@@ -89,7 +91,7 @@ class Session:
 
     def in_flight(self, id: Id) -> bool:
         """Whether a request with this id is not answered yet."""
-        return id in self.jobs or id in self.backlog_ids or id in self.control_ids
+        return id in self.jobs or id in self.backlog_ids or id in self.control_slots
 
     def open_slot(self) -> Slot:
         slot = Slot()

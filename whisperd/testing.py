@@ -113,7 +113,7 @@ class FakeEngine:
         self.changed()
 
     def capacity(self) -> int:
-        return self.lanes - self._flying if self.traits else 0
+        return self.lanes if self.traits else 0
 
     def in_flight(self) -> int:
         return self._flying

@@ -67,13 +67,13 @@ _LONGEST_WORD_S = 0.7  # the median word is taken to be no longer when outliers 
 
 
 def share_words(stretches: Sequence[Stretch], words: Sequence[AlignedWord]) -> list[list[AlignedWord]]:
-    """Gives each stretch its words, by counting tokens, with times that are monotone and inside the stretch."""
+    """Gives each stretch the words that begin in it, by counting tokens."""
     shared: list[list[AlignedWord]] = []
-    position = 0
+    position = tokens = border = 0
     for stretch in stretches:
         own: list[AlignedWord] = []
-        tokens = 0
-        while position < len(words) and tokens < len(stretch.tokens):
+        border += len(stretch.tokens)
+        while position < len(words) and tokens < border:
             tokens += words[position].tokens
             own.append(words[position])
             position += 1

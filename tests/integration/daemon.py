@@ -66,7 +66,7 @@ def audio(data: bytes) -> Message:
     return {"data": base64.b64encode(data).decode()}
 
 
-def request(method: str, id: Id | None = None, **params: Any) -> bytes:
+def request(method: str, id: Id | None = None, /, **params: Any) -> bytes:
     """A request line; without an id, a notification."""
     message: Message = {"jsonrpc": "2.0", "method": method, "params": params}
     if id is not None:
@@ -74,7 +74,7 @@ def request(method: str, id: Id | None = None, **params: Any) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
-def transcription(id: Id, data: bytes, **params: Any) -> bytes:
+def transcription(id: Id, data: bytes, /, **params: Any) -> bytes:
     """A `transcribe` line for an input of these bytes."""
     return request("transcribe", id, audio=audio(data), **params)
 
@@ -276,6 +276,10 @@ class Client:
         """Every reply that came was one that the test looked for, and none is owed."""
         assert not self._ready, f"replies that nobody wanted: {self._ready}"
         assert not self._asked, f"unanswered: {self._asked}"
+
+    def forget_unread(self) -> None:
+        """What was kept for later is of no interest."""
+        self._ready.clear()
 
     def rest(self) -> list[Message]:
         """All replies to the end of the output."""

@@ -184,17 +184,17 @@ def test_deep_nesting_is_refused_like_any_wrong_value(client: Client) -> None:
 
 def test_a_path_with_a_null_byte_is_no_defect_of_the_daemon(client: Client) -> None:
     """No file has such a name."""
-    assert client.refusal("transcribe", audio={"path": "/a\0b"})["kind"] in ("audio_not_found", "invalid_params")
-    assert client.refusal("transcribe", audio=audio(b"x"), model="/a\0b")["kind"] == "model_not_found"
+    assert client.refusal("transcribe", audio={"path": "/a\0b"})["kind"] == "invalid_params"
+    assert client.refusal("transcribe", audio=audio(b"x"), model="/a\0b")["kind"] == "invalid_params"
 
 
 @pytest.fixture
-def held(start: Start) -> Iterator[Daemon]:
+def held(start: Start) -> Daemon:
     """A daemon whose one request, "busy", is held in the engine."""
     daemon = start("--stdio")
     daemon.stdio.send(transcription("busy", b"HOLD"))
     daemon.wait_until_held()
-    yield daemon
+    return daemon
 
 
 def test_an_id_in_use_is_a_conflict_and_the_first_is_unharmed(held: Daemon) -> None:
@@ -220,6 +220,7 @@ def test_an_id_of_a_control_method_under_way_is_in_use(held: Daemon) -> None:
     assert client.error(None)["id"] == "load"
     held.release()
     assert client.result("load") == {"model": "slow", "state": "loaded"}
+    assert client.result("busy")
 
 
 def test_the_empty_id_and_zero_are_different_ids(start: Start) -> None:
@@ -235,6 +236,7 @@ def test_the_empty_id_and_zero_are_different_ids(start: Start) -> None:
     assert client.result("")["text"] == digest_of(b"empty")
     assert client.result(0)["text"] == digest_of(b"zero")
     assert client.result("0")["text"] == digest_of(b"digit")
+    assert client.result("busy")
 
 
 def test_each_connection_has_its_own_ids(everyday: Daemon) -> None:
@@ -321,7 +323,7 @@ def test_a_line_just_under_the_limit_works_and_control_answers_meanwhile(client:
     sending = client.send_in_background([line])
     for _ in range(20):
         assert control.call("ping")["pong"] is True
-    assert client.result("large")["text"] == digest_of(data)
+    assert client.result("large")["text"].startswith(digest_of(data))
     sending.join()
 
 
@@ -349,7 +351,8 @@ def test_bad_lines_are_counted_by_kind(main_client: SocketClient) -> None:
         main_client.receive()
     main_client.refusal("nonsense")
     after = main_client.call("metrics.current")["lines"]
-    assert {name: after[name] - before[name] for name in ("parse_errors", "invalid")} == {"parse_errors": 3, "invalid": 2}
+    assert after["parse_errors"] - before["parse_errors"] == 3
+    assert after["invalid"] - before["invalid"] == 2
 
 
 def test_too_many_values_in_a_long_line_are_refused_unread(main_client: SocketClient) -> None:

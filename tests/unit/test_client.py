@@ -357,6 +357,7 @@ def test_closing_the_client_cancels_what_is_open(path: Path, clip: Path) -> None
     with standing_in(path, lambda c, r, a: None) as daemon:
         with Client(path) as client:
             pending = client.submit(clip)
+            client.ping()
         with pytest.raises((ConnectionLost, Cancelled)):
             pending.result()
         assert daemon.connections[0].cancelled.wait(30)

@@ -173,6 +173,9 @@ def test_the_loop_goes_on_while_the_daemon_reads_nothing(path: Path) -> None:
             assert not stuck.done()
         with pytest.raises(ConnectionLost):
             await stuck
+        late = asyncio.create_task(client.ping())
+        with pytest.raises(ConnectionLost, match="closed"):
+            await late
         gate.set()
 
     with standing_in(path, stop_reading):

@@ -1,7 +1,7 @@
 """A progress bar with the time left, on a terminal's stderr; nothing at all elsewhere.
 
-Files count as done in fractions, as far as the daemon says how much of each is transcribed, so that one long
-file moves the bar too.
+The bar measures bytes, the only size that is known of all files before the first is opened; a file counts in
+fractions, as far as the daemon says how much of it is transcribed, so that one long file moves the bar too.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from whisperd.cli.inputs import Input
 from whisperd.client.results import Transcript
 from whisperd.client.sync import Pending
 
@@ -24,11 +26,11 @@ class Bar(Protocol):
 
     shows_progress: bool
 
-    def started(self, pending: Pending[Transcript]) -> None:
-        """A request is under way."""
+    def started(self, input: Input, pending: Pending[Transcript]) -> None:
+        """The input's request is under way."""
 
-    def finished(self, pending: Pending[Transcript] | None) -> None:
-        """An input is done with, whether it worked or not; None where it was never sent."""
+    def finished(self, input: Input) -> None:
+        """The input is done with, whether it worked or not."""
 
     def refresh(self) -> None:
         """To be called now and then."""
@@ -42,10 +44,10 @@ class NoBar:
 
     shows_progress = False
 
-    def started(self, pending: Pending[Transcript]) -> None:
+    def started(self, input: Input, pending: Pending[Transcript]) -> None:
         """Not shown."""
 
-    def finished(self, pending: Pending[Transcript] | None) -> None:
+    def finished(self, input: Input) -> None:
         """Not shown."""
 
     def refresh(self) -> None:
@@ -56,22 +58,22 @@ class NoBar:
 
 
 class RichBar:
-    """A bar of the whole command, `count` inputs long."""
+    """A bar of the whole command."""
 
     shows_progress = True
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, inputs: Sequence[Input]) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self._lock = threading.Lock()
-        self._running: set[Pending[Transcript]] = set()
-        self._done = 0
-        self._count = count
+        self._running: dict[Input, Pending[Transcript]] = {}
+        self._sizes = {input: _size_bytes(input) for input in inputs}
+        self._files_done = self._bytes_done = 0
         self._progress = Progress(
             TextColumn("transcribing"),
             BarColumn(),
-            TextColumn("{task.fields[done]}/{task.total} files"),
+            TextColumn(f"{{task.fields[files]}}/{len(inputs)} files"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -80,7 +82,7 @@ class RichBar:
             redirect_stdout=False,  # results are for stdout, wherever that goes
             redirect_stderr=False,
         )
-        self._task = self._progress.add_task("", total=count, done=0)
+        self._task = self._progress.add_task("", total=sum(self._sizes.values()), files=0)
 
     def __enter__(self) -> RichBar:
         self._progress.start()
@@ -91,20 +93,22 @@ class RichBar:
     ) -> None:
         self._progress.stop()
 
-    def started(self, pending: Pending[Transcript]) -> None:
+    def started(self, input: Input, pending: Pending[Transcript]) -> None:
         with self._lock:
-            self._running.add(pending)
+            self._running[input] = pending
 
-    def finished(self, pending: Pending[Transcript] | None) -> None:
+    def finished(self, input: Input) -> None:
         with self._lock:
-            self._done += 1
-            if pending is not None:
-                self._running.discard(pending)
+            self._files_done += 1
+            self._bytes_done += self._sizes[input]
+            self._running.pop(input, None)
 
     def refresh(self) -> None:
         with self._lock:
-            fractions = sum(_fraction(pending) for pending in self._running)
-            self._progress.update(self._task, completed=self._done + fractions, done=self._done)
+            done = self._bytes_done + sum(
+                self._sizes[input] * _fraction(pending) for input, pending in self._running.items()
+            )
+            self._progress.update(self._task, completed=done, files=self._files_done)
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
@@ -115,6 +119,14 @@ class RichBar:
             self._progress.start()
 
 
+def _size_bytes(input: Input) -> int:
+    """At least 1: also an empty or missing file is something to get done."""
+    try:
+        return max(1, Path(input.source).stat().st_size)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return 1
+
+
 def _fraction(pending: Pending[Transcript]) -> float:
     if pending.progress is None:
         return 0.0
@@ -123,10 +135,10 @@ def _fraction(pending: Pending[Transcript]) -> float:
 
 
 @contextlib.contextmanager
-def bar_for(count: int, quiet: bool) -> Iterator[Bar]:
+def bar_for(inputs: Sequence[Input], quiet: bool) -> Iterator[Bar]:
     """The bar that fits stderr."""
     if quiet or not sys.stderr.isatty():
         yield NoBar()
         return
-    with RichBar(count) as bar:
+    with RichBar(inputs) as bar:
         yield bar

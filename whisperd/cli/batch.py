@@ -27,17 +27,16 @@ def in_order(
     """Each input with its transcript or its error. Raises ConnectionLost. Leaving early cancels the rest."""
 
     def work(input: Input) -> Outcome:
-        pending = None
         try:
             if input.problem:
                 return AudioNotFound.local(input.problem)
             pending = client.submit(input.source, **options)
-            bar.started(pending)
+            bar.started(input, pending)
             return pending.result()
         except (RequestFailed, Timeout) as error:
             return error
         finally:
-            bar.finished(pending)
+            bar.finished(input)
 
     rest = iter(inputs)
     with ThreadPoolExecutor(jobs, thread_name_prefix="whisperd-transcribe") as pool:

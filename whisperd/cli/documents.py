@@ -70,10 +70,10 @@ class Folder:
 
     def __init__(self, directory: Path, format_name: str, inputs: Sequence[Input]) -> None:
         self._format = format_name
-        self._paths = dict(zip(map(id, inputs), output_paths(directory, format_name, inputs), strict=True))
+        self._paths = dict(zip(inputs, output_paths(directory, format_name, inputs), strict=True))
 
     def write(self, input: Input, transcript: Transcript) -> None:
-        write_whole(self._paths[id(input)], document(self._format, input, transcript))
+        write_whole(self._paths[input], document(self._format, input, transcript))
 
     def close(self) -> None:
         """Every file is finished when it is written."""

@@ -30,7 +30,7 @@ MEDIA_SUFFIXES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # the same name given twice is two inputs
 class Input:
     """One thing to transcribe. `name` is how the user wrote it, `below` its place in the folder it came from."""
 

@@ -102,7 +102,7 @@ def _transcribe(
 
     failed = done = 0
     try:
-        with Client(socket, model=model) as client, bar_for(len(inputs), quiet) as bar:
+        with Client(socket, model=model) as client, bar_for(inputs, quiet) as bar:
             if bar.shows_progress:
                 options["progress"] = True
             for input, outcome in in_order(client, inputs, options, jobs, bar):

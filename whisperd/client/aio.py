@@ -33,6 +33,11 @@ from whisperd.client.submission import (
 from whisperd.messages import Segment
 
 Value = TypeVar("Value")
+_CLOSED = "the client is closed"
+
+
+def _forget(_working: Future[Any]) -> None:
+    """What is cancelled on the writing thread and leaves nothing behind."""
 
 
 class AsyncPending(Generic[Result]):
@@ -243,20 +248,22 @@ class AsyncClient:
             self._connection = Connection(self._open_link())
         return self._connection
 
-    async def _in_order(self, work: Callable[[], Value]) -> Value:
+    async def _in_order(self, work: Callable[[], Value], on_cancel: Callable[[Future[Value]], None] = _forget) -> Value:
+        """Does `work` on the writing thread; `on_cancel` gets its future where nobody waits for it any more."""
         if self._closed:
-            raise ConnectionLost("the client is closed")
-        return await asyncio.wrap_future(self._writer.submit(work))
+            raise ConnectionLost(_CLOSED)
+        working = self._writer.submit(work)
+        try:
+            return await asyncio.wrap_future(working)
+        except asyncio.CancelledError:
+            working.add_done_callback(on_cancel)
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise ConnectionLost(_CLOSED) from None  # closing emptied the queue; nobody cancelled the task
+            raise
 
     async def _send(self, submission: Submission[Any], listener: Listener) -> Exchange:
-        if self._closed:
-            raise ConnectionLost("the client is closed")
-        sending = self._writer.submit(submission.send, listener)
-        try:
-            return await asyncio.wrap_future(sending)
-        except asyncio.CancelledError:
-            sending.add_done_callback(self._call_off_sent)  # it may be on its way already
-            raise
+        return await self._in_order(functools.partial(submission.send, listener), self._call_off_sent)
 
     def _call_off_sent(self, sending: Future[Exchange]) -> None:
         if not sending.cancelled() and sending.exception() is None:

@@ -225,7 +225,8 @@ def connect_default() -> SocketLink | None:
 
 def spawn(model: str | None, args: Sequence[str], stderr: IO[bytes] | int | None) -> SpawnedLink:
     """A daemon of this Python's own, speaking on its stdin and stdout."""
-    command = [sys.executable, "-m", "whisperd", "serve", "--stdio"]
+    # -P: else modules that happen to lie in the working directory would be imported
+    command = [sys.executable, "-P", "-m", "whisperd", "serve", "--stdio"]
     if model is not None:
         command += ["--model", model]
     return SpawnedLink([*command, *args], stderr)
