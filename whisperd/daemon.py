@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -28,11 +27,11 @@ from whisperd.service import Service
 from whisperd.session import Session
 from whisperd.store import Store
 from whisperd.store_file import default_store_path
-from whisperd.transport import SocketLink, StdioLink
+from whisperd.transport import Link, SocketLink, StdioLink
 
 EXIT_OK, EXIT_NO_STDOUT, EXIT_GAVE_UP, EXIT_CONFIG = 0, 74, 75, 78
-_COMPUTE_TYPES = {"cpu": "int8", "cuda": "float16"}  # the fastest that costs no accuracy worth speaking of
 _FLUSH_S = 5.0  # how long a client that does not read may hold up the end
+_FLUSH_NOW_S = 0.25  # the same after a second signal: time for those who do read
 
 
 def run(settings: Loaded) -> int:
@@ -250,28 +249,39 @@ class Daemon:
             listener.close()
         self._preloading.cancel()
         links = [session.link for session in self._service.sessions]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FLUSH_S):
-                await asyncio.gather(*(link.flushed() for link in links))
+        if not await self._flush(links) and not self._exit_code:
+            log.warning("replies were not read", connections=sum(link.buffered() > 0 for link in links))
+            self._exit_code = EXIT_GAVE_UP
         for link in links:
             link.close()
         await asyncio.gather(self._media.stop(), self._service.fleet.stop())
         await asyncio.to_thread(self._store.close, _FLUSH_S)
         log.info("stopped", exit_code=self._exit_code)
+        if self._exit_code == EXIT_GAVE_UP:
+            os._exit(EXIT_GAVE_UP)  # what was given up may be in a thread that waits for a dead disk
+
+    async def _flush(self, links: list[Link]) -> bool:
+        """Whether all clients have taken their replies. A second signal leaves them a moment and no more."""
+        if not links:
+            return True
+        flushing = asyncio.ensure_future(asyncio.gather(*(link.flushed() for link in links)))
+        now = asyncio.ensure_future(self._stop_now.wait())
+        await asyncio.wait({flushing, now}, timeout=_FLUSH_S, return_when=asyncio.FIRST_COMPLETED)
+        if now.done():
+            await asyncio.wait({flushing}, timeout=_FLUSH_NOW_S)
+        now.cancel()
+        flushed = flushing.done()
+        flushing.cancel()
+        return flushed
 
 
 def engine_settings(config: Config) -> EngineSettings:
-    """What "auto" and 0 mean on this machine."""
-    device = config.device
-    cores = len(os.sched_getaffinity(0))
-    if device == "auto":
-        device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
-    lanes = config.lanes or (1 if device == "cuda" else cores)
+    """The engine's part of the settings."""
     return EngineSettings(
-        device=device,
-        compute_type=_COMPUTE_TYPES[device] if config.compute_type == "auto" else config.compute_type,
-        lanes=lanes,
-        threads=config.threads or max(1, cores // lanes),
+        device=config.device,
+        compute_type=config.compute_type,
+        lanes=config.lanes,
+        threads=config.threads,
         hang_timeout_s=config.hang_timeout_s,
         rss_max_bytes=config.worker_rss_max_bytes,
     )

@@ -14,6 +14,7 @@ the next temperature, so that one bad row changes nothing for its neighbours.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -94,18 +95,56 @@ class _Attempt:
     capped: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model runs and how: lanes are batches side by side, each with so many threads."""
+
+    device: str  # auto | cpu | cuda
+    compute_type: str  # auto, or one of CTranslate2's
+    lanes: int  # 0: as many as suit
+    threads: int
+
+    def settled(self, device: str) -> Placement:
+        """With this device in place of "auto", and what suits it in place of the rest.
+
+        On a CPU one thread for each of several batches gives more throughput than several threads for one; a GPU
+        is filled by a single batch.
+        """
+        cores = len(os.sched_getaffinity(0))
+        lanes = self.lanes or (1 if device == "cuda" else cores)
+        compute_type = self.compute_type
+        if compute_type == "auto":
+            compute_type = "float16" if device == "cuda" else "int8"
+        return Placement(device, compute_type, lanes, self.threads or max(1, cores // lanes))
+
+
+def load(path: Path, wanted: Placement) -> Recognizer:
+    """The model in memory. "auto" takes the GPU if there is one that works. Raises WhisperdError model_load_failed."""
+    if wanted.device != "auto":
+        return Recognizer(path, wanted.settled(wanted.device))
+    if ctranslate2.get_cuda_device_count() > 0:
+        try:
+            recognizer = Recognizer(path, wanted.settled("cuda"))
+            recognizer.try_out()
+            return recognizer
+        except (WhisperdError, RuntimeError) as error:  # a driver without the CUDA libraries that CTranslate2 wants
+            sys.stderr.write(f"there is a GPU, but it cannot be used: {error}; going on with the CPU\n")
+    return Recognizer(path, wanted.settled("cpu"))
+
+
 class Recognizer:
     """A loaded model. `transcribe` may be called from as many threads at once as there are lanes."""
 
-    def __init__(self, path: Path, device: str, compute_type: str, lanes: int, threads: int) -> None:
-        """Raises WhisperdError model_load_failed."""
+    def __init__(self, path: Path, placement: Placement) -> None:
+        """`placement` is settled. Raises WhisperdError model_load_failed."""
+        self.placement = placement
         try:
             self.model = WhisperModel(
                 str(path),
-                device=device,
-                compute_type=compute_type,
-                cpu_threads=threads,
-                num_workers=lanes,
+                device=placement.device,
+                compute_type=placement.compute_type,
+                cpu_threads=placement.threads,
+                num_workers=placement.lanes,
                 local_files_only=True,
             )
         except (RuntimeError, ValueError, OSError) as error:
@@ -113,6 +152,10 @@ class Recognizer:
         self.multilingual = bool(self.model.model.is_multilingual)
         self._tokenizers: dict[tuple[str, str], Tokenizer] = {}
         self.languages = self._known_languages()
+
+    def try_out(self) -> None:
+        """One look at silence. Raises RuntimeError where the device's libraries are missing."""
+        self.model.encode(np.zeros((self.model.model.n_mels, 2 * FRAMES_PER_SECOND), dtype=np.float32))
 
     def _known_languages(self) -> list[str]:
         """Language codes whose token the model has; older models lack some."""

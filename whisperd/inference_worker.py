@@ -61,7 +61,7 @@ def main() -> int:
             outbox.send({"event": "failed", "kind": error.kind, "message": error.message})
             return 0
         tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        for _ in range(load["lanes"]):
+        for _ in range(recognizer.placement.lanes):
             threading.Thread(target=_lane, args=(tasks, recognizer, outbox), daemon=True).start()
         while True:
             tasks.put(channel.receive())
@@ -70,18 +70,22 @@ def main() -> int:
 
 
 def _load(message: dict[str, Any], outbox: _Outbox) -> Recognizer:
-    from whisperd.engine import Recognizer  # after stdio is out of the way: native libraries print
+    from whisperd.engine import Placement, load  # after stdio is out of the way: native libraries print
 
     path = Path(message["path"])
-    recognizer = Recognizer(
-        path, message["device"], message["compute_type"], message["lanes"], message["threads"]
-    )
+    wanted = Placement(message["device"], message["compute_type"], message["lanes"], message["threads"])
+    recognizer = load(path, wanted)
+    placement = recognizer.placement
     outbox.send(
         {
             "event": "ready",
             "pid": os.getpid(),
             "multilingual": recognizer.multilingual,
             "languages": recognizer.languages,
+            "device": placement.device,
+            "compute_type": placement.compute_type,
+            "lanes": placement.lanes,
+            "threads": placement.threads,
             "scale": max(1.0, (path / "model.bin").stat().st_size / _QUICK_MODEL_BYTES),
         }
     )

@@ -82,7 +82,9 @@ def accept_fd(fds: Sequence[int], index: int, max_bytes: int) -> int:
     fd = os.dup(fds[index])
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise WhisperdError("audio_unreadable", "a passed descriptor must be a regular file or a memory file")
+        raise WhisperdError(
+            "invalid_params", "a passed descriptor must be a regular file or a memory file", pointer="/audio/fd"
+        )
     return _checked_size(fd, max_bytes)
 
 

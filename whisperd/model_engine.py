@@ -39,7 +39,8 @@ class ModelTraits:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How a model is run: device, CTranslate2 compute type, batches side by side, threads for each."""
+    """How a model is run: device, CTranslate2 compute type, batches side by side (lanes), threads for each.
+    "auto" and 0 are settled by the worker, which can ask the device."""
 
     device: str
     compute_type: str
@@ -78,7 +79,7 @@ def _nobody() -> None:
 
 
 class WorkerEngine:
-    """One model in one process on one device; `settings.lanes` batches at a time."""
+    """One model in one process on one device; as many batches at a time as it has lanes."""
 
     def __init__(self, path: Path, settings: EngineSettings) -> None:
         self.path = path
@@ -88,11 +89,11 @@ class WorkerEngine:
         self.error: WhisperdError | None = None
         self._batches: dict[int, _Batch] = {}
         self._numbers = 0
+        self._lanes = 0  # as the worker settled it
         self._scale = 1.0
         self._seconds_per_cost: float | None = None  # measured: wall seconds per second of encoder input
         self._rss_ready_bytes = 0
         self._recycling = False
-        threads = str(self.settings.threads)
         self.worker = Worker(
             "inference",
             "whisperd.inference_worker",
@@ -104,7 +105,7 @@ class WorkerEngine:
                 "lanes": self.settings.lanes,
                 "threads": self.settings.threads,
             },
-            environ={"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"},
+            environ={"OPENBLAS_NUM_THREADS": "1"},  # log-mel is little work; the lanes have the cores
         )
 
     def start(self) -> None:
@@ -113,7 +114,7 @@ class WorkerEngine:
         self.worker.start()
 
     def capacity(self) -> int:
-        return self.settings.lanes if self.worker.state == "ready" and not self._recycling else 0
+        return self._lanes if self.worker.state == "ready" and not self._recycling else 0
 
     def in_flight(self) -> int:
         return len(self._batches)
@@ -153,10 +154,16 @@ class WorkerEngine:
 
     def _ready(self, message: dict[str, Any]) -> None:
         self.traits = ModelTraits(message["multilingual"], frozenset(message["languages"]))
-        self._scale = message["scale"]
+        self._scale, self._lanes = message["scale"], message["lanes"]
         self._rss_ready_bytes = self.worker.rss_bytes()
         self._recycling = False
-        log.info("model ready", path=str(self.path), pid=self.worker.pid, rss_bytes=self._rss_ready_bytes)
+        log.info(
+            "model ready",
+            path=str(self.path),
+            pid=self.worker.pid,
+            rss_bytes=self._rss_ready_bytes,
+            **{name: message[name] for name in ("device", "compute_type", "lanes", "threads")},
+        )
         self.changed()
 
     def _message(self, message: dict[str, Any], fds: list[int]) -> None:

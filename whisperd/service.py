@@ -333,8 +333,8 @@ class Service:
 
     def session_lost(self, session: Session) -> None:
         """Nobody is there to be answered: the work is cancelled."""
-        session.backlog.clear()
-        session.backlog_ids.clear()
+        for waiting in list(session.backlog):
+            self._leave_backlog(session, waiting)
         for job in list(session.jobs.values()):
             self.pipeline.cancel(job, "the client went away")
         self.sessions.discard(session)
@@ -342,14 +342,19 @@ class Service:
 
     def abandon_all(self, reason: str) -> int:
         """Answers everything that is still owed with `draining`, and says how much that was."""
+        error = WhisperdError("draining", reason)
         count = 0
         for session in list(self.sessions):
-            backlog = list(session.backlog)
-            session.backlog.clear()
-            session.backlog_ids.clear()
-            for waiting in backlog:
+            for waiting in list(session.backlog):
+                self._leave_backlog(session, waiting)
+                session.answer(waiting.slot, error_line(waiting.request.id, error))
                 count += 1
-                session.answer(waiting.slot, error_line(waiting.request.id, WhisperdError("draining", reason)))
+            for id, slot in session.control_slots.items():
+                session.answer(slot, error_line(id, error))
+                count += 1
+            session.control_slots.clear()
+        for task in self._tasks:
+            task.cancel()
         for job in list(self.jobs.values()):
             count += self.pipeline.cancel(job, reason, kind="draining")
         return count

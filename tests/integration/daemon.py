@@ -168,8 +168,9 @@ class Client:
     def ask(self, method: str, **params: Any) -> Id:
         """Sends a request; returns its id."""
         self._next_id += 1
-        self.send(request(method, self._next_id, **params))
-        return self._next_id
+        id = f"ask {self._next_id}"
+        self.send(request(method, id, **params))
+        return id
 
     def submit(self, data: bytes, **params: Any) -> Id:
         """Sends a `transcribe` for an input of these bytes; returns its id."""

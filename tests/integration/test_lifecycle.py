@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from daemon import Daemon, Start, audio, digest_of, request, transcription
 
 pytestmark = pytest.mark.integration
+CLIP = Path(__file__).resolve().parents[2] / "examples" / "hello.flac"
 
 
 def with_held_work(start: Start, *flags: str, **settings: object) -> Daemon:
@@ -59,16 +61,27 @@ def test_two_signals_to_an_idle_daemon_are_a_clean_end(start: Start) -> None:
 
 
 def test_a_second_signal_does_not_wait_for_a_client_that_does_not_read(start: Start) -> None:
-    """The reply that nobody takes is what was given up: exit code 75."""
-    daemon = start("--stdio")
-    for _ in range(40):
+    """The replies that nobody takes are what was given up: exit code 75."""
+    daemon = start("--stdio", "--control-socket", "control.sock")
+    control = daemon.connect(daemon.home / "control.sock")
+    for _ in range(20):
         daemon.stdio.ask("rpc.discover")
-    daemon.log.wait_for("serving")
-    daemon.stdio.call("rpc.discover")
-    daemon.stdio.forget_unread()
+    control.until("metrics.current", lambda metrics: metrics["lines"]["received"] > 20)
     daemon.signal(signal.SIGTERM)
     daemon.log.wait_for("signal")
     daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 75
+
+
+def test_a_second_signal_does_not_wait_for_a_model_that_is_looked_for(start: Start) -> None:
+    """A thread that may never end is left behind."""
+    daemon = start("--stdio")
+    daemon.stdio.send(request("models.load", "load", model="slow"))
+    daemon.log.wait_for("gate: the slow model is wanted")
+    daemon.signal(signal.SIGTERM)
+    daemon.log.wait_for("signal")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.stdio.error("load")["kind"] == "draining"
     assert daemon.wait() == 75
 
 
@@ -95,7 +108,6 @@ def test_the_drain_timeout_answers_a_control_method_under_way(start: Start) -> N
     daemon.stdio.end_input()
     (reply,) = daemon.stdio.rest()
     assert (reply["id"], reply["error"]["data"]["kind"]) == ("load", "draining")
-    daemon.release()
     assert daemon.wait() == 75
 
 
@@ -210,12 +222,12 @@ def test_config_get_tells_value_and_origin(start: Start) -> None:
 
 
 def test_a_model_that_is_not_there_is_told_and_the_daemon_serves_on(start: Start) -> None:
-    """Health, the request and the log say why; other models can still be asked for."""
-    client = start("--stdio", "--model", "/no/such/model").stdio
-    assert client.refusal("transcribe", audio=audio(b"x"))["kind"] == "model_not_found"
+    """Health and the request say why."""
+    client = start("--stdio", "--model", "/no/such/model", media_workers=1).stdio
+    assert client.refusal("transcribe", audio={"path": str(CLIP)})["kind"] == "model_not_found"
+    client.until("health", lambda health: health["reasons"][0]["kind"] != "starting")
     health = client.call("health")
     assert (health["ready"], health["reasons"][0]["kind"]) == (False, "model_not_found")
-    assert client.call("transcribe", audio=audio(b"x"), model="fake")["text"] == digest_of(b"x")
 
 
 def test_models_come_and_go(start: Start) -> None:
