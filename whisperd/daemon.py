@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from whisperd import models, paths
 from whisperd.admission import Peer
@@ -262,10 +263,13 @@ class Daemon:
 
     async def _flush(self, links: list[Link]) -> bool:
         """Whether all clients have taken their replies. A second signal leaves them a moment and no more."""
-        if not links:
-            return True
-        flushing = asyncio.ensure_future(asyncio.gather(*(link.flushed() for link in links)))
-        now = asyncio.ensure_future(self._stop_now.wait())
+
+        async def take_all() -> None:
+            for link in links:
+                await link.flushed()
+
+        flushing: asyncio.Future[Any] = asyncio.ensure_future(take_all())
+        now: asyncio.Future[Any] = asyncio.ensure_future(self._stop_now.wait())
         await asyncio.wait({flushing, now}, timeout=_FLUSH_S, return_when=asyncio.FIRST_COMPLETED)
         if now.done():
             await asyncio.wait({flushing}, timeout=_FLUSH_NOW_S)

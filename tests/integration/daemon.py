@@ -32,6 +32,9 @@ SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 # Ours must not leak into the daemon: it would find the tester's own sockets, store and settings.
 _NOT_INHERITED = ("XDG_RUNTIME_DIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "NOTIFY_SOCKET", "JOURNAL_STREAM")
 
+# Each is the trace of a mistake that no reply need show.
+_ACCIDENTS = ("Traceback", "never retrieved", "never awaited", "unexpectedly", "Exception in", "ResourceWarning")
+
 Message = dict[str, Any]
 Id = str | int
 
@@ -463,7 +466,7 @@ class Daemon:
             self.process.kill()
             self.process.wait()
         text = self.log.close()
-        for sign in ("Traceback", "never retrieved", "never awaited", "unexpectedly", "Exception in", "ResourceWarning"):
+        for sign in _ACCIDENTS:
             assert sign not in text, text
         assert not unwanted, f"replies that the test did not look at: {unwanted}"
 

@@ -26,7 +26,7 @@ def test_a_first_signal_drains(start: Start, number: signal.Signals) -> None:
     """No new work, accepted work is finished, exit code 0."""
     daemon = with_held_work(start)
     daemon.signal(number)
-    daemon.log.wait_for("signal")
+    daemon.connect(daemon.home / "control.sock").until("status", lambda status: status["draining"])
     assert daemon.stdio.refusal("transcribe", audio=audio(b"late"))["kind"] == "draining"
     assert daemon.stdio.call("ping")["pong"] is True
     daemon.release()

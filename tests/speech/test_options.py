@@ -118,7 +118,7 @@ def test_all_formats_are_rendered_with_the_segments_times(client: Client) -> Non
     assert set(result.rendered) == {"txt", "srt", "vtt", "tsv", "lrc"}
     assert " ".join(result.rendered["txt"].split()) == result.text
     for name in ("srt", "vtt", "tsv", "lrc"):
-        assert "ask not what your country" in " ".join(result.rendered[name].split())
+        assert "what your country can do for you" in " ".join(result.rendered[name].split())
     captions = webvtt.from_buffer(io.StringIO(result.rendered["vtt"]))
     assert captions[0].start_in_seconds == pytest.approx(result.segments[0].start, abs=1.0)
     assert captions[-1].end_in_seconds == pytest.approx(result.segments[-1].end, abs=1.0)
