@@ -14,20 +14,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from whisperd import models, paths
+from whisperd import paths
 from whisperd.admission import Peer
 from whisperd.config import Config, Loaded
 from whisperd.control import Control
 from whisperd.errors import WhisperdError
 from whisperd.fleet import MakeEngine
+from whisperd.inference.process import Engine, EngineSettings, WorkerEngine
 from whisperd.listeners import Listener, ListenError, stdio_peer
 from whisperd.log import log, setup
-from whisperd.media_pool import MediaPool
-from whisperd.model_engine import Engine, EngineSettings, WorkerEngine
+from whisperd.media.pool import MediaPool
+from whisperd.models import names as models
 from whisperd.service import Service
 from whisperd.session import Session
-from whisperd.store import Store
-from whisperd.store_file import default_store_path
+from whisperd.store.file import default_store_path
+from whisperd.store.writer import Store
 from whisperd.transport import Link, SocketLink, StdioLink
 
 EXIT_OK, EXIT_NO_STDOUT, EXIT_GAVE_UP, EXIT_CONFIG = 0, 74, 75, 78

@@ -14,10 +14,10 @@ from typing import Protocol
 
 from whisperd.batching import Batcher
 from whisperd.errors import WhisperdError
+from whisperd.inference.process import BatchFailed, Engine
 from whisperd.jobs import Job, Window
 from whisperd.log import log
 from whisperd.messages import WindowResult
-from whisperd.model_engine import BatchFailed, Engine
 from whisperd.worker import WorkerLost
 
 ALONE_TRIES = 2

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from whisperd import models
 from whisperd.batching import Batcher
 from whisperd.config import Config
 from whisperd.dispatch import Dispatcher, Outcomes
 from whisperd.errors import WhisperdError
+from whisperd.inference.process import Engine, ModelTraits
 from whisperd.log import log
-from whisperd.model_engine import Engine, ModelTraits
+from whisperd.models import names as models
 from whisperd.worker import Worker
 
 MakeEngine = Callable[[str], Engine]  # by model name; raises WhisperdError; may block (it verifies files)

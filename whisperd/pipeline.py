@@ -17,12 +17,12 @@ from whisperd.batching import context_frames
 from whisperd.config import Config
 from whisperd.errors import WhisperdError
 from whisperd.fleet import Fleet, Loaded
+from whisperd.inference.process import ModelTraits
 from whisperd.jobs import Job, State, Window
 from whisperd.log import log
-from whisperd.media_pool import MediaPool
+from whisperd.media.pool import MediaPool
 from whisperd.messages import Segment, WindowResult
 from whisperd.metrics import Metrics
-from whisperd.model_engine import ModelTraits
 from whisperd.protocol import error_line, result_line
 from whisperd.render import render
 from whisperd.worker import WorkerLost

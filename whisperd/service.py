@@ -23,7 +23,7 @@ from whisperd.fleet import Fleet, MakeEngine
 from whisperd.framing import Line
 from whisperd.jobs import Job, Work
 from whisperd.log import log
-from whisperd.media_pool import MediaPool
+from whisperd.media.pool import MediaPool
 from whisperd.messages import TAIL_S, DecodeOptions, RowOptions
 from whisperd.metrics import Metrics
 from whisperd.pipeline import Pipeline
@@ -38,7 +38,7 @@ from whisperd.protocol import (
     result_line,
 )
 from whisperd.session import Session, Slot, Waiting, close_fds
-from whisperd.store import RequestRow, Store
+from whisperd.store.writer import RequestRow, Store
 
 Handler = Callable[[Session, dict[str, Any]], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
 _SPEECH = {"transcribe", "detect_language"}

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from whisperd.errors import WhisperdError
+from whisperd.inference.process import ModelTraits
 from whisperd.jobs import Samples, Window
-from whisperd.media_pool import MediaPool, Prepared
+from whisperd.media.pool import MediaPool, Prepared
 from whisperd.messages import SAMPLE_RATE, Segment, WindowResult, Word
-from whisperd.model_engine import ModelTraits
 from whisperd.worker import Worker
 
 _BYTES_PER_SECOND = 32_000  # as if every input were 16-bit mono at 16 kHz

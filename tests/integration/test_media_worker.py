@@ -42,7 +42,7 @@ class MediaWorker:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "whisperd.media_worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "whisperd.media.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -286,7 +286,7 @@ def test_no_worker_outlives_its_parent(stopped: bool) -> None:
         "import socket, subprocess, sys, signal\n"
         "from whisperd.channel import Channel\n"
         "ours, theirs = socket.socketpair()\n"
-        "command = [sys.executable, '-m', 'whisperd.media_worker', str(theirs.fileno())]\n"
+        "command = [sys.executable, '-m', 'whisperd.media.worker', str(theirs.fileno())]\n"
         "subprocess.Popen(command, pass_fds=[theirs.fileno(), ours.fileno()])\n"  # so that the channel stays open
         "print(Channel(ours.detach()).receive()[0]['pid'], flush=True)\n"
         "signal.pause()\n"

@@ -19,15 +19,15 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from whisperd import audio_input
-from whisperd.audio import decode_audio
-from whisperd.audio_input import AudioHints, opened
-from whisperd.audio_readers import Attempt, read_ffmpeg
 from whisperd.errors import WhisperdError
+from whisperd.media import input as audio_input
+from whisperd.media.audio import decode_audio
+from whisperd.media.input import AudioHints, opened
+from whisperd.media.readers import Attempt, read_ffmpeg
+from whisperd.media.sample_file import SampleFile
+from whisperd.media.vad import BLOCK_SAMPLES, SpeechDetector, sample_blocks
+from whisperd.media.windows import plan_windows
 from whisperd.messages import SAMPLE_RATE
-from whisperd.sample_file import SampleFile
-from whisperd.vad import BLOCK_SAMPLES, SpeechDetector, sample_blocks
-from whisperd.windows import plan_windows
 
 SPEECH = Path(__file__).resolve().parents[2].parent / "shared" / "speech"
 pytestmark = [
@@ -419,7 +419,7 @@ def test_the_model_is_found_without_importing_the_engine() -> None:
     """The media worker must not load CTranslate2."""
     assert importlib.util.find_spec("faster_whisper") is not None
     code = (
-        "import sys; from whisperd.vad import SpeechDetector; SpeechDetector(); "
+        "import sys; from whisperd.media.vad import SpeechDetector; SpeechDetector(); "
         "print('faster_whisper' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"

@@ -24,7 +24,7 @@ DEADLINE_S = 10.0
 
 def open_files() -> int:
     """How many descriptors this process holds."""
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 @pytest.fixture(autouse=True)
@@ -277,7 +277,10 @@ PADDED_WITHIN = base64.b64encode(b"x" * (SLICE // 4 * 3 - 1)).decode() + "AAAA"
 
 @pytest.mark.parametrize(
     "data",
-    ["A", "AA", "AAA", "AA=", "A===", "====", "AA==AAAA", "AAAA*", "AAAA-_", "AAAAé", "data:;base64,AAAA", PADDED_WITHIN],
+    [
+        *("A", "AA", "AAA", "AA=", "A===", "====", "AA==AAAA"),
+        *("AAAA*", "AAAA-_", "AAAAé", "data:;base64,AAAA", PADDED_WITHIN),
+    ],
     ids=lambda data: data[:12],
 )
 def test_what_is_no_base64_is_invalid_params(data: str) -> None:
@@ -285,7 +288,7 @@ def test_what_is_no_base64_is_invalid_params(data: str) -> None:
     with pytest.raises(WhisperdError, match="not base64") as caught:
         spooled(data)
     assert (caught.value.kind, caught.value.data["pointer"]) == ("invalid_params", "/audio/data")
-    assert len(caught.value.message) < 100
+    assert len(caught.value.message) < 150
 
 
 @settings(max_examples=50)

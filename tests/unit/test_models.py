@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from whisperd import hub_cache, model_files, models
-from whisperd.embedded_models import EMBEDDED, EmbeddedModel, ModelFile, Part
 from whisperd.errors import WhisperdError
+from whisperd.models import files as model_files
+from whisperd.models import hub_cache
+from whisperd.models import names as models
+from whisperd.models.embedded import EMBEDDED, EmbeddedModel, ModelFile, Part
 
 SMALL_FILES = {"config.json": b"{}", "tokenizer.json": b"{}", "vocabulary.txt": b"a\nb\n"}
 
@@ -211,7 +213,7 @@ def test_what_the_list_says_fits_on_the_wire(cache: Path) -> None:
 def test_resolving_imports_no_heavy_library() -> None:
     """The supervisor asks for names; it must stay small."""
     code = (
-        "import sys, whisperd.models as m; m.list_models(); heavy = "
+        "import sys, whisperd.models.names as m; m.list_models(); heavy = "
         "['numpy', 'faster_whisper', 'huggingface_hub', 'ctranslate2']; "
         "print([name for name in heavy if name in sys.modules])"
     )
@@ -271,7 +273,7 @@ def test_a_directory_of_ones_own_has_no_verdict(tmp_path: Path) -> None:
 def test_the_caches_place_is_the_one_huggingface_hub_uses(environ: dict[str, str]) -> None:
     """Asked of the library itself, in a process of its own."""
     code = (
-        "from huggingface_hub import constants; from whisperd import hub_cache; "
+        "from huggingface_hub import constants; from whisperd.models import hub_cache; "
         "print(constants.HF_HUB_CACHE); print(hub_cache.cache_directory())"
     )
     clean = {"PATH": os.environ["PATH"], "HOME": "/home/someone", **environ}
@@ -383,8 +385,8 @@ def test_a_leftover_of_a_killed_process_is_cleared(split_model: EmbeddedModel, c
 JOIN_IN_A_PROCESS = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from whisperd.embedded_models import EmbeddedModel, ModelFile, Part
-from whisperd.model_files import ensure_embedded
+from whisperd.models.embedded import EmbeddedModel, ModelFile, Part
+from whisperd.models.files import ensure_embedded
 print(ensure_embedded(eval(sys.argv[2]), os.environ))
 """
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperd.repeats import tail_repeats
+from whisperd.inference.repeats import tail_repeats
 
 words = st.sampled_from(["so", "we", "went", "home", "again", "don't", "the", "river", "été", "7"])
 

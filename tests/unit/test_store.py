@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from whisperd.errors import WhisperdError
-from whisperd.store import RequestRow, Store, StoreLimits
-from whisperd.store_file import FILE_NAME, MIGRATIONS, SET_ASIDE_KEPT, connect_readonly, default_store_path
+from whisperd.store.file import FILE_NAME, MIGRATIONS, SET_ASIDE_KEPT, connect_readonly, default_store_path
+from whisperd.store.writer import RequestRow, Store, StoreLimits
 
 WAIT_S = 60.0  # only reached when something is wrong
 Opener = Callable[..., Store]
@@ -205,7 +205,7 @@ def test_the_number_of_rows_is_bounded(open_store: Opener, path: Path) -> None:
 RECORD_UNTIL_KILLED = """
 import sys, time
 from pathlib import Path
-from whisperd.store import RequestRow, Store
+from whisperd.store.writer import RequestRow, Store
 store = Store.open(Path(sys.argv[1]))
 number = 0
 while True:
@@ -323,7 +323,7 @@ def test_a_locked_file_recovers(open_store: Opener, path: Path) -> None:
 FILL_THE_DISK = """
 import resource, sys, time
 from pathlib import Path
-from whisperd.store import RequestRow, Store
+from whisperd.store.writer import RequestRow, Store
 def record(count):
     for number in range(count):
         store.record_request(RequestRow(time.time(), f"job-{number}", "x" * 500, "transcribe", "ok"))
@@ -424,7 +424,7 @@ def test_the_usual_place_follows_systemd_and_xdg(environ: dict[str, str], expect
 def test_opening_the_store_brings_in_no_numpy(path: Path) -> None:
     """Nor does importing its module bring in sqlite_utils; and numpy can be imported afterwards."""
     code = (
-        "import sys; from pathlib import Path; from whisperd.store import Store\n"
+        "import sys; from pathlib import Path; from whisperd.store.writer import Store\n"
         "early = 'sqlite_utils' in sys.modules; store = Store.open(Path(sys.argv[1]))\n"
         "print(early, store.state.ok, 'numpy' in sys.modules); store.close(60)\n"
         "import numpy; print(numpy.zeros(1).tolist())\n"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperd.timestamps import (
+from whisperd.inference.timestamps import (
     SECONDS_PER_TIMESTAMP,
     AlignedWord,
     Stretch,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from whisperd.media.windows import FRAME_SAMPLES, Window, WindowPlan, needs_probabilities, plan_windows
 from whisperd.messages import SAMPLE_RATE
-from whisperd.windows import FRAME_SAMPLES, Window, WindowPlan, needs_probabilities, plan_windows
 
 SPEECH, MURMUR, SILENCE = 0.95, 0.42, 0.02
 FRAMES_PER_S = SAMPLE_RATE / FRAME_SAMPLES
@@ -33,13 +33,13 @@ def seconds(window: Window) -> tuple[float, float]:
 @pytest.mark.parametrize("vad", ["auto", True])
 def test_audio_without_speech_becomes_no_window(length_s: float, vad: bool | str) -> None:
     """Nothing is sent to the engine where nobody speaks."""
-    assert plan(audio((length_s, SILENCE)), vad) == WindowPlan((), 0, ())
+    assert plan(audio((length_s, SILENCE)), vad) == WindowPlan((), 0, (), ())
 
 
 def test_vad_false_keeps_silence() -> None:
     """Without detection all audio is kept and counts as speech."""
     made = plan(audio((10, SILENCE)), vad=False)
-    assert made == WindowPlan((Window(0, 312 * FRAME_SAMPLES),), 312 * FRAME_SAMPLES, (9.984,))
+    assert made == WindowPlan((Window(0, 312 * FRAME_SAMPLES),), 312 * FRAME_SAMPLES, (9.984,), (312 * FRAME_SAMPLES,))
 
 
 def test_vad_false_needs_probabilities_only_to_cut() -> None:
@@ -63,6 +63,14 @@ def test_vad_true_cuts_silence_from_short_audio() -> None:
     made = plan(audio((5, SILENCE), (3, SPEECH), (5, SILENCE), (3, SPEECH), (5, SILENCE)), vad=True)
     assert [seconds(window) for window in made.windows] == [(4.6, 8.4), (12.6, 16.4)]
     assert made.sure_speech_s == pytest.approx((3.0, 3.0), abs=0.04)
+
+
+def test_the_end_of_sure_speech_is_told_for_each_window() -> None:
+    """Whoever decodes a window can tell whether speech was left out at its end."""
+    made = plan(audio((2, SPEECH), (4, SILENCE)))
+    assert made.speech_stop[0] / SAMPLE_RATE == pytest.approx(2.0, abs=0.04)
+    made = plan(audio((5, SILENCE), (3, SPEECH), (5, SILENCE), (3, SPEECH), (5, SILENCE)), vad=True)
+    assert [stop / SAMPLE_RATE for stop in made.speech_stop] == pytest.approx([8.0, 16.0], abs=0.04)
 
 
 def test_short_silence_at_the_ends_is_kept() -> None:

@@ -28,7 +28,7 @@ def list_command(format_name: str | None) -> None:
     \b
     whisperd models list --format json
     """
-    from whisperd.models import list_models
+    from whisperd.models.names import list_models
 
     with told():
         emit({"models": [model.to_wire() for model in list_models()]}, format_name)
@@ -45,7 +45,7 @@ def pull_command(name: str, format_name: str | None) -> None:
     \b
     whisperd models pull base
     """
-    from whisperd.models import pull
+    from whisperd.models.names import pull
 
     with told():
         emit(pull(name).to_wire(), format_name)
@@ -62,7 +62,7 @@ def verify_command(name: str, format_name: str | None) -> None:
     \b
     whisperd models verify tiny.en
     """
-    from whisperd.models import verify
+    from whisperd.models.names import verify
 
     with told():
         report = verify(name)

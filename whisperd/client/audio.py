@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from whisperd.client.errors import AudioNotFound, AudioTooLong
-from whisperd.containers import headerless_codec
+from whisperd.media.containers import headerless_codec
 
 STREAM_MAX_BYTES = 2 * 1024**3  # of a pipe without end; the daemon refuses larger files too
 _READ_BYTES = 1024 * 1024

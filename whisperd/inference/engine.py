@@ -32,6 +32,8 @@ from faster_whisper.utils import download_model
 
 from whisperd.batching import context_frames
 from whisperd.errors import WhisperdError
+from whisperd.inference.repeats import tail_repeats
+from whisperd.inference.timestamps import AlignedWord, Stretch, settle_words, share_words, split_at_timestamps
 from whisperd.messages import (
     FRAMES_MAX,
     FRAMES_PER_SECOND,
@@ -43,8 +45,6 @@ from whisperd.messages import (
     WindowResult,
     Word,
 )
-from whisperd.repeats import tail_repeats
-from whisperd.timestamps import AlignedWord, Stretch, settle_words, share_words, split_at_timestamps
 
 _HOP = SAMPLE_RATE // FRAMES_PER_SECOND  # samples per log-mel frame
 _MAX_INITIAL_TIMESTAMP = 50  # in timestamp tokens: speech is expected to begin in the first second
@@ -488,9 +488,9 @@ def _needs_fallback(attempt: _Attempt, options: DecodeOptions) -> bool:
 
 
 def main() -> int:
-    """`python -m whisperd.engine download NAME`: fetches a model from the Hugging Face hub, prints its folder."""
+    """`python -m whisperd.inference.engine download NAME`: fetches a model from its hub, prints the folder."""
     if len(sys.argv) != 3 or sys.argv[1] != "download":
-        sys.stderr.write("usage: python -m whisperd.engine download NAME\n")
+        sys.stderr.write("usage: python -m whisperd.inference.engine download NAME\n")
         return 2
     try:
         folder = download_model(sys.argv[2])

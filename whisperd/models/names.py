@@ -17,10 +17,11 @@ from typing import Any
 
 import orjson
 
-from whisperd import hub_cache, model_files
-from whisperd.embedded_models import EMBEDDED, EmbeddedModel
 from whisperd.errors import WhisperdError
-from whisperd.hub_cache import HUB_REPOS
+from whisperd.models import files as model_files
+from whisperd.models import hub_cache
+from whisperd.models.embedded import EMBEDDED, EmbeddedModel
+from whisperd.models.hub_cache import HUB_REPOS
 
 FAKE = "fake"  # the deterministic engine of whisperd.testing; it has no files
 _REASON_MAX_CHARS = 600  # of what a failed download printed; the end says most
@@ -279,7 +280,7 @@ def _is_file(path: Path) -> bool:
 def _download(repo: str) -> None:
     # Only the engine imports the loader, and only a process of its own: this one stays small. -P, so that a
     # file in the working directory cannot pass for a library.
-    command = [sys.executable, "-P", "-m", "whisperd.engine", "download", repo]
+    command = [sys.executable, "-P", "-m", "whisperd.inference.engine", "download", repo]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode != 0:
         reason = " ".join(done.stderr.decode("utf-8", "replace").split())[-_REASON_MAX_CHARS:]

@@ -21,10 +21,10 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from whisperd import containers
-from whisperd.audio_input import AudioHints, AudioInput
 from whisperd.errors import WhisperdError
-from whisperd.sample_file import Block, SampleFile
+from whisperd.media import containers
+from whisperd.media.input import AudioHints, AudioInput
+from whisperd.media.sample_file import Block, SampleFile
 
 PCM = {"pcm_s16le": "<i2", "pcm_f32le": "<f4"}  # by the client's word alone; numpy's names
 _PCM_CHANNELS_MAX = 64

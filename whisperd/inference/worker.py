@@ -4,7 +4,7 @@ It trusts the supervisor and nothing else needs to trust it: it may be killed at
 is done again by its successor. Signs of life come from the lanes' own work, never from a timer, so that a hung
 batch goes silent.
 
-Started by the supervisor as `python -m whisperd.inference_worker FD`, FD being its end of the channel.
+Started by the supervisor as `python -m whisperd.inference.worker FD`, FD being its end of the channel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from whisperd.messages import SAMPLE_RATE, DecodeOptions, RowOptions, WindowResu
 from whisperd.sandbox import die_with_parent, ignore_stop_signals, silence_stdio
 
 if TYPE_CHECKING:
-    from whisperd.engine import Recognizer, Row
+    from whisperd.inference.engine import Recognizer, Row
 
 _Task = tuple[dict[str, Any], list[int]]
 # Above this size a model is taken to need proportionally longer for a batch before it counts as hung.
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def _load(message: dict[str, Any], outbox: _Outbox) -> Recognizer:
-    from whisperd.engine import Placement, load  # after stdio is out of the way: native libraries print
+    from whisperd.inference.engine import Placement, load  # after stdio is out of the way: native libraries print
 
     path = Path(message["path"])
     wanted = Placement(message["device"], message["compute_type"], message["lanes"], message["threads"])
@@ -123,7 +123,7 @@ def _decode(
 def _row(row: dict[str, Any], fds: list[int]) -> Row:
     import numpy as np
 
-    from whisperd.engine import Row
+    from whisperd.inference.engine import Row
 
     start, stop = row["start"], row["stop"]
     data = os.pread(fds[row["fd"]], (stop - start) * 4, start * 4)

@@ -17,8 +17,8 @@ import av.filter
 import numpy as np
 from numpy.typing import NDArray
 
-from whisperd.audio_input import write_all
 from whisperd.errors import WhisperdError
+from whisperd.media.input import write_all
 from whisperd.messages import SAMPLE_RATE
 
 RATE_MIN_HZ = 1_000  # below there is no speech to be found …

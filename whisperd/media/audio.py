@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from whisperd import containers
-from whisperd.audio_input import AudioHints, AudioInput
-from whisperd.audio_readers import PCM, Attempt, Blocks, read_ffmpeg, read_headerless, read_libsndfile, read_pcm
 from whisperd.errors import WhisperdError
-from whisperd.sample_file import SampleFile
+from whisperd.media import containers
+from whisperd.media.input import AudioHints, AudioInput
+from whisperd.media.readers import PCM, Attempt, Blocks, read_ffmpeg, read_headerless, read_libsndfile, read_pcm
+from whisperd.media.sample_file import SampleFile
 
 _END_BYTES = 1 << 16  # looked at on both ends of the input; an Ogg page is never longer
 _KNOWN = "wav, flac, mp3, ogg, opus, m4a, mp4, webm, mkv, aac, wma, ac3, aiff, au, caf"

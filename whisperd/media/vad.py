@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from whisperd.windows import FRAME_SAMPLES
+from whisperd.media.windows import FRAME_SAMPLES
 
 _MODEL_FILE = Path("assets", "silero_vad_v6.onnx")
 _CONTEXT_SAMPLES = 64  # each frame is shown with the end of the one before

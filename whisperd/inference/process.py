@@ -96,7 +96,7 @@ class WorkerEngine:
         self._recycling = False
         self.worker = Worker(
             "inference",
-            "whisperd.inference_worker",
+            "whisperd.inference.worker",
             Callbacks(self._ready, self._message, self._lost, self._failed),
             hello={
                 "path": str(self.path),

@@ -4,7 +4,7 @@ It is made to be lost. It holds nothing but the job in hand, opens no file by na
 little memory, and says after each piece of work that it is alive, from the work itself, so that a hang
 is silence. Before it decodes it names the content by its hash: if it dies, the supervisor knows of what.
 
-Started by the supervisor as `python -m whisperd.media_worker FD`, FD being its end of the channel. What
+Started by the supervisor as `python -m whisperd.media.worker FD`, FD being its end of the channel. What
 libraries print goes to stderr, and none is imported before that is arranged.
 """
 
@@ -21,7 +21,7 @@ from whisperd.channel import Channel, ChannelClosed
 from whisperd.errors import WhisperdError
 
 if TYPE_CHECKING:
-    from whisperd.preparation import Preparer
+    from whisperd.media.preparation import Preparer
 
 _BEAT_EVERY_S = 0.2  # pieces of work are far shorter, so a sign of life comes at least every half second
 # Workers side by side use the cores. Libraries read these when they are loaded.
@@ -51,7 +51,7 @@ def main() -> int:
 
 def _load() -> Preparer:
     os.environ.update(_ONE_THREAD)
-    from whisperd.preparation import Preparer
+    from whisperd.media.preparation import Preparer
 
     preparer = Preparer()
     preparer.warm_up()

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from whisperd.audio import decode_audio
-from whisperd.audio_input import AudioHints, opened, write_all
 from whisperd.errors import WhisperdError
+from whisperd.media.audio import decode_audio
+from whisperd.media.input import AudioHints, opened, write_all
+from whisperd.media.vad import SpeechDetector, sample_blocks
+from whisperd.media.windows import WindowPlan, needs_probabilities, plan_windows
 from whisperd.messages import SAMPLE_RATE
-from whisperd.vad import SpeechDetector, sample_blocks
-from whisperd.windows import WindowPlan, needs_probabilities, plan_windows
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisperd.log import log
-from whisperd.store_file import FILE_NAME, StoreFile, StoreRefused, WrittenElsewhere, is_corrupt
+from whisperd.store.file import FILE_NAME, StoreFile, StoreRefused, WrittenElsewhere, is_corrupt
 
 if TYPE_CHECKING:
     from sqlite_utils import Database

@@ -43,7 +43,7 @@ class _Seat:
         self.on_digest: Callable[[str], None] | None = None
         self.worker = Worker(
             "media",
-            "whisperd.media_worker",
+            "whisperd.media.worker",
             Callbacks(self._ready, self._message, self._lost, self._failed),
             environ=_ENVIRON,
         )

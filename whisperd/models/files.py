@@ -22,8 +22,8 @@ from typing import BinaryIO
 
 import orjson
 
-from whisperd.embedded_models import EmbeddedModel, Part
 from whisperd.errors import WhisperdError
+from whisperd.models.embedded import EmbeddedModel, Part
 
 _READ_BYTES = 1024 * 1024
 _REMEMBERED_NAME = "verified.json"
