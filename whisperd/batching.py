@@ -110,10 +110,10 @@ class Batcher:
         self._enter(window)
 
     def discard(self, job: Job) -> None:
-        """Forgets the job's windows that were not handed out yet."""
-        line = _line_key(job)
-        if line in self._line_next_s and job.windows[0].queued and not job.windows[0].suspect:
-            self._line_next_s[line] -= job.windows[0].cost_s  # its line was charged for what is not served now
+        """Forgets a job that is over: its windows that were not handed out yet, and its place in the line."""
+        line, first = _line_key(job), job.windows[0] if job.windows else None
+        if first and first.queued and not first.suspect and line in self._line_next_s:
+            self._line_next_s[line] -= first.cost_s  # its line was charged for what is not served now
         for window in job.windows:
             if window.queued:
                 self._leave(window)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import secrets
 import time
 from collections import deque
@@ -21,10 +20,9 @@ from whisperd.config import Config
 from whisperd.errors import WhisperdError
 from whisperd.fleet import Fleet, MakeEngine
 from whisperd.framing import Line
-from whisperd.jobs import Job, Work
+from whisperd.jobs import Job
 from whisperd.log import log
 from whisperd.media.pool import MediaPool
-from whisperd.messages import TAIL_S, DecodeOptions, RowOptions
 from whisperd.metrics import Metrics
 from whisperd.pipeline import Pipeline
 from whisperd.protocol import (
@@ -37,8 +35,10 @@ from whisperd.protocol import (
     parse_request,
     result_line,
 )
+from whisperd.records import request_row
 from whisperd.session import Session, Slot, Waiting, close_fds
-from whisperd.store.writer import RequestRow, Store
+from whisperd.store.writer import Store
+from whisperd.work import work_of
 
 Handler = Callable[[Session, dict[str, Any]], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
 _SPEECH = {"transcribe", "detect_language"}
@@ -224,7 +224,7 @@ class Service:
     def _admit(
         self, session: Session, request: Request, slot: Slot, size: int, arrived: float, fds: list[int]
     ) -> None:
-        work = _work(request, self.fleet.default_name)
+        work = work_of(request, self.fleet.default_name)
         if "path" in work.audio and not session.peer.same_user:
             raise WhisperdError(
                 "forbidden", "a client of another user may not name paths: open the file and pass the descriptor"
@@ -268,39 +268,14 @@ class Service:
             self.metrics.cancelled(now)
         else:
             self.metrics.failed(now, outcome)
-        self._record(job, outcome, len(line))
+        if self.store:
+            self.store.record_request(request_row(job, outcome, len(line), now, time.time()))
         log.info("request finished", job=job.id, client=session.peer.name, id=job.request_id, action=job.method,
                  outcome=outcome, total_ms=round(latency_ms))  # fmt: skip
         session.answer(job.slot, line)
         for other in [session, *(s for s in self.sessions if s.backlog and s is not session)]:
             self._pump_backlog(other)
         self._check_quiet(session)
-
-    def _record(self, job: Job, outcome: str, bytes_out: int) -> None:
-        if self.store is None:
-            return
-        from whisperd.assemble import job_timing
-
-        timing = job_timing(job, self.now())
-        self.store.record_request(
-            RequestRow(
-                ts=time.time(),
-                job=job.id,
-                client=job.client.peer.name,
-                uid=job.client.peer.uid if job.client.peer.uid is not None else os.getuid(),
-                method=job.method,
-                model=job.work.model,
-                language=job.language,
-                outcome=outcome,
-                duration_s=job.duration_s,
-                speech_s=job.speech_s,
-                windows=len(job.windows),
-                rtf=timing["total_ms"] / 1000 / job.duration_s if job.duration_s else None,
-                bytes_in=job.bytes_in,
-                bytes_out=bytes_out,
-                **timing,
-            )
-        )
 
     def _jobs_per_s(self) -> float:
         """Completions per second, lately."""
@@ -379,46 +354,3 @@ def _unforeseen(error: Exception) -> WhisperdError:
 
 def _conflict(request: Request) -> WhisperdError:
     return WhisperdError("conflict", f"a request with the id {request.id!r} is in progress", id=request.id)
-
-
-def _work(request: Request, default_model: Callable[[], str]) -> Work:
-    """Validated params as a noun."""
-    params = request.params
-    detect = request.method == "detect_language"
-    defaults = DecodeOptions()
-    timestamps = params.get("timestamps") or "segment"
-    temperature = params.get("temperature")
-    temperatures = defaults.temperatures if temperature is None else (
-        tuple(float(t) for t in temperature) if isinstance(temperature, list) else (float(temperature),)
-    )
-    thresholds = {
-        name: params[name]
-        for name in ("no_speech_threshold", "log_prob_threshold", "compression_ratio_threshold")
-        if name in params
-    }
-    suppress = params.get("suppress_tokens")
-    options = DecodeOptions(
-        timestamps=timestamps != "none",
-        beam_size=params.get("beam_size") or defaults.beam_size,
-        temperatures=temperatures,
-        initial_prompt=params.get("initial_prompt") or None,
-        hotwords=params.get("hotwords") or None,
-        suppress_tokens=defaults.suppress_tokens if suppress is None else tuple(suppress),
-        tail_s=None if detect or params.get("encoder_context") == "full" else TAIL_S,
-        **thresholds,
-    )
-    return Work(
-        model=params.get("model") or default_model(),
-        options=options,
-        row=RowOptions(
-            language=params.get("language"),
-            task="detect" if detect else params.get("task") or "transcribe",
-            words=timestamps == "word",
-        ),
-        audio=dict(params["audio"]),
-        priority=params.get("priority") or "normal",
-        deadline_ms=params.get("deadline_ms"),
-        vad=params.get("vad", "auto"),
-        render=tuple(params.get("render") or ()),
-        progress=bool(params.get("progress")),
-    )

@@ -110,7 +110,7 @@ def test_ids_in_flight_are_those_of_jobs_backlog_and_pending_control() -> None:
         one, _, _ = session()
         one.jobs[0] = make_job()
         one.backlog_ids.add("")
-        one.control_ids.add("c")
+        one.control_slots["c"] = one.open_slot()
         assert [one.in_flight(id) for id in (0, "", "c")] == [True] * 3
         assert [one.in_flight(id) for id in ("0", 1, "a")] == [False] * 3
 

@@ -4,7 +4,7 @@ Three things are decided here and nowhere else.
 
 *Short context.* Whisper is trained on 30 s, and padding short windows to it is most of their cost. Windows come with
 a shorter context (`frames`) whose end is silence. A model so fed sometimes fails to stop: it repeats itself or
-runs on. `_guard` finds those rows, and they alone are decoded again with the full context.
+runs on. the guard (`attempts.guard`) finds those rows, and they alone are decoded again with the full context.
 
 *Temperature fallback*, as in openai/whisper: a row that is too repetitive or too unlikely is decoded again, alone, at
 the next temperature, so that one bad row changes nothing for its neighbours.
@@ -14,11 +14,10 @@ the next temperature, so that one bad row changes nothing for its neighbours.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,16 @@ from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer
 from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens, merge_punctuations
 from faster_whisper.utils import download_model
 
-from whisperd.batching import context_frames
 from whisperd.errors import WhisperdError
-from whisperd.inference.repeats import tail_repeats
+from whisperd.inference.attempts import Attempt, guard, is_doubtful, is_silence, needs_fallback, token_cap
+from whisperd.inference.placement import Placement
+from whisperd.inference.rows import Row, by_context, joined, rest_begins, rest_of
 from whisperd.inference.timestamps import AlignedWord, Stretch, settle_words, share_words, split_at_timestamps
 from whisperd.messages import (
     FRAMES_MAX,
     FRAMES_PER_SECOND,
     SAMPLE_RATE,
-    WINDOW_MAX_S,
     DecodeOptions,
-    RowOptions,
     Segment,
     WindowResult,
     Word,
@@ -49,73 +47,7 @@ from whisperd.messages import (
 _HOP = SAMPLE_RATE // FRAMES_PER_SECOND  # samples per log-mel frame
 _MAX_INITIAL_TIMESTAMP = 50  # in timestamp tokens: speech is expected to begin in the first second
 _BEST_OF = 5  # samples drawn at a temperature above zero, of which the likeliest is kept
-# The guard's own limits, for rows with a short context; the client's thresholds decide the fallback instead.
-_GUARD_COMPRESSION = 2.4
-_GUARD_LOGPROB = -1.0
-
-# Music and noise that the detector took for speech came to 0.2-0.6 s of it in the clips that were measured. A clip of
-# real speech may have as little, but then the model is sure of what it hears.
-_FAINT_S = 0.7
-
-# Speech left behind the last timestamp that is worth another look; timestamps are a good half second off at times.
-_REST_MIN_S = 1.0
-
 Beat = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One window to decode: float32 samples at 16 kHz, shape [samples], and what it wants for itself."""
-
-    samples: npt.NDArray[np.float32]
-    options: RowOptions
-    sure_speech_s: float = WINDOW_MAX_S  # how much of it the detector is sure of
-    speech_stop_s: float = WINDOW_MAX_S  # where the last of that ends
-
-    @property
-    def faint(self) -> bool:
-        """Whether the window may hold no speech at all: the detector is sure of next to none."""
-        return self.sure_speech_s < _FAINT_S
-
-    @property
-    def duration_s(self) -> float:
-        return len(self.samples) / SAMPLE_RATE
-
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """What one decoding of one row gave."""
-
-    tokens: tuple[int, ...]
-    text: str
-    avg_logprob: float
-    no_speech_prob: float
-    compression_ratio: float
-    temperature: float
-    capped: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a model runs and how: lanes are batches side by side, each with so many threads."""
-
-    device: str  # auto | cpu | cuda
-    compute_type: str  # auto, or one of CTranslate2's
-    lanes: int  # 0: as many as suit
-    threads: int
-
-    def settled(self, device: str) -> Placement:
-        """With this device in place of "auto", and what suits it in place of the rest.
-
-        On a CPU one thread for each of several batches gives more throughput than several threads for one; a GPU
-        is filled by a single batch.
-        """
-        cores = len(os.sched_getaffinity(0))
-        lanes = self.lanes or (1 if device == "cuda" else cores)
-        compute_type = self.compute_type
-        if compute_type == "auto":
-            compute_type = "float16" if device == "cuda" else "int8"
-        return Placement(device, compute_type, lanes, self.threads or max(1, cores // lanes))
 
 
 def load(path: Path, wanted: Placement) -> Recognizer:
@@ -170,11 +102,11 @@ class Recognizer:
         """Decodes a batch. `beat` is called between the steps, so that a hang can be told from hard work."""
         began = time.perf_counter()
         results = self._decode(rows, options, frames, beat)
-        rests = {i: cut_s for i, row in enumerate(rows) if (cut_s := _rest_begins(row, results[i], options))}
-        for rest_frames, indexes in _by_context(rows, rests, options).items():
-            rest_rows = [_rest(rows[i], rests[i], results[i].language) for i in indexes]
+        rests = {i: cut_s for i, row in enumerate(rows) if (cut_s := rest_begins(row, results[i], options))}
+        for rest_frames, indexes in by_context(rows, rests, options).items():
+            rest_rows = [rest_of(rows[i], rests[i], results[i].language) for i in indexes]
             for i, rest in zip(indexes, self.transcribe(rest_rows, options, rest_frames, beat), strict=True):
-                results[i] = _joined(results[i], rest, rests[i])
+                results[i] = joined(results[i], rest, rests[i])
         infer_ms = (time.perf_counter() - began) * 1000
         return [replace(result, infer_ms=infer_ms) for result in results]
 
@@ -190,9 +122,9 @@ class Recognizer:
         beat()
         results = []
         for i, (row, tokenizer, attempt) in enumerate(zip(rows, tokenizers, attempts, strict=True)):
-            reason = _guard(attempt, options) if frames < FRAMES_MAX else None
+            reason = guard(attempt, options) if frames < FRAMES_MAX else None
             own, row_encoded, index = attempt, encoded, i
-            if reason or _needs_fallback(attempt, options):
+            if reason or needs_fallback(attempt, options):
                 own, row_encoded = self._retry(row, tokenizer, options, None if frames < FRAMES_MAX else attempt, beat)
                 reason, index = reason or "temperature", 0
             segments = self._segments(row, tokenizer, own, options, row_encoded, index)
@@ -266,10 +198,10 @@ class Recognizer:
         options: DecodeOptions,
         temperature: float,
         frames: int,
-    ) -> list[_Attempt]:
+    ) -> list[Attempt]:
         prompts = [self._prompt(tokenizer, options) for tokenizer in tokenizers]
         prompt_tokens = len(prompts[0])
-        cap = _token_cap(max(row.duration_s for row in rows), frames, self.model.max_length - prompt_tokens)
+        cap = token_cap(max(row.duration_s for row in rows), frames, self.model.max_length - prompt_tokens)
         sampling: dict[str, Any] = {"beam_size": options.beam_size}
         if temperature > 0:
             # sampling_topk 0 means all tokens; its default of 1 would make every temperature greedy
@@ -298,8 +230,8 @@ class Recognizer:
         return list(get_suppressed_tokens(tokenizer, known))
 
     def _retry(
-        self, row: Row, tokenizer: Tokenizer, options: DecodeOptions, first: _Attempt | None, beat: Beat
-    ) -> tuple[_Attempt, Any]:
+        self, row: Row, tokenizer: Tokenizer, options: DecodeOptions, first: Attempt | None, beat: Beat
+    ) -> tuple[Attempt, Any]:
         """One row alone with the full context, down the temperatures; `first` is what the first of them gave
         with the full context, if it was tried. Returns the kept attempt and the row's encoder output."""
         encoded = self._encode([row], FRAMES_MAX, beat)
@@ -310,16 +242,16 @@ class Recognizer:
             attempt = self._generate(encoded, [row], [tokenizer], options, temperature, FRAMES_MAX)[0]
             beat()
             tried.append(attempt)
-            if not _needs_fallback(attempt, options) or row.faint:
+            if not needs_fallback(attempt, options) or row.faint:
                 return attempt, encoded  # (where there may be no speech, guessing on would only invent some)
         limit = options.compression_ratio_threshold
         calm = [attempt for attempt in tried if limit is None or attempt.compression_ratio <= limit]
         return max(calm or tried, key=lambda attempt: attempt.avg_logprob), encoded
 
     def _segments(
-        self, row: Row, tokenizer: Tokenizer, attempt: _Attempt, options: DecodeOptions, encoded: Any, index: int
+        self, row: Row, tokenizer: Tokenizer, attempt: Attempt, options: DecodeOptions, encoded: Any, index: int
     ) -> list[Segment]:
-        if _is_silence(attempt, options) or not attempt.text or (row.faint and _is_doubtful(attempt, options)):
+        if is_silence(attempt, options) or not attempt.text or (row.faint and is_doubtful(attempt, options)):
             return []
         if options.timestamps:
             stretches = split_at_timestamps(
@@ -366,53 +298,6 @@ class Recognizer:
         return words
 
 
-def _rest_begins(row: Row, result: WindowResult, options: DecodeOptions) -> float | None:
-    """Where the model stopped although speech goes on; None where it heard everything.
-
-    Writing timestamps, Whisper often ends a window's text after a sentence and leaves the rest to the next look,
-    which openai/whisper then takes from the last timestamp on. So do we.
-    """
-    if not options.timestamps or not result.segments:
-        return None
-    stopped_s = result.segments[-1].end
-    left_s = min(row.speech_stop_s, row.duration_s) - stopped_s
-    return stopped_s if left_s > _REST_MIN_S and stopped_s > _REST_MIN_S else None
-
-
-def _by_context(rows: Sequence[Row], rests: dict[int, float], options: DecodeOptions) -> dict[int, list[int]]:
-    """The rests' rows by the context that they need, so that they share passes."""
-    groups: dict[int, list[int]] = {}
-    for i, cut_s in rests.items():
-        samples = len(rows[i].samples) - int(cut_s * SAMPLE_RATE)
-        groups.setdefault(context_frames(samples, options.tail_s), []).append(i)
-    return groups
-
-
-def _rest(row: Row, cut_s: float, language: str) -> Row:
-    return Row(
-        row.samples[int(cut_s * SAMPLE_RATE) :],
-        replace(row.options, language=language),
-        row.sure_speech_s,
-        row.speech_stop_s - cut_s,
-    )
-
-
-def _joined(result: WindowResult, rest: WindowResult, cut_s: float) -> WindowResult:
-    """The rest's segments behind the first part's, in the window's time."""
-    moved = tuple(
-        replace(
-            segment,
-            id=len(result.segments) + segment.id,
-            start=round(cut_s + segment.start, 3),
-            end=round(cut_s + segment.end, 3),
-            words=segment.words
-            and tuple(replace(w, start=round(cut_s + w.start, 3), end=round(cut_s + w.end, 3)) for w in segment.words),
-        )
-        for segment in rest.segments
-    )
-    return replace(result, segments=result.segments + moved, retried=result.retried or rest.retried)
-
-
 def _pad(samples: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.float32]:
     if len(samples) >= length:
         return samples[:length]
@@ -427,18 +312,10 @@ def _row_of(encoded: Any, index: int) -> Any:
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(np.array(on_cpu)[index : index + 1]))
 
 
-def _token_cap(duration_s: float, frames: int, room: int) -> int:
-    """Tokens that a window may have. Fast speech has five a second; a short context that runs past eight does not
-    stop by itself. With the full context the model's own limit holds, as in openai/whisper."""
-    if frames >= FRAMES_MAX:
-        return room
-    return min(room, max(32, int(8 * duration_s) + 24))
-
-
-def _attempt(result: Any, tokenizer: Tokenizer, temperature: float, cap: int) -> _Attempt:
+def _attempt(result: Any, tokenizer: Tokenizer, temperature: float, cap: int) -> Attempt:
     tokens = result.sequences_ids[0]
     text = tokenizer.decode(tokens).strip()
-    return _Attempt(
+    return Attempt(
         tokens=tuple(tokens),
         text=text,
         # the score is the mean over the tokens; openai/whisper's mean counts the end of text too
@@ -448,43 +325,6 @@ def _attempt(result: Any, tokenizer: Tokenizer, temperature: float, cap: int) ->
         temperature=temperature,
         capped=len(tokens) >= cap - 1,
     )
-
-
-def _guard(attempt: _Attempt, options: DecodeOptions) -> str | None:
-    """Why a row decoded with a short context is not to be trusted, or None."""
-    if attempt.capped:
-        return "token_cap"
-    if attempt.compression_ratio > _GUARD_COMPRESSION:
-        return "compression_ratio"
-    if attempt.avg_logprob < _GUARD_LOGPROB:
-        return "avg_logprob"
-    if not attempt.text:
-        return "empty"
-    if tail_repeats(attempt.text):
-        return "repeat"
-    if options.log_prob_threshold is None and _is_silence(attempt, options):
-        return "no_speech"  # that figure means little with a short context
-    return None
-
-
-def _is_silence(attempt: _Attempt, options: DecodeOptions) -> bool:
-    if options.no_speech_threshold is None or attempt.no_speech_prob <= options.no_speech_threshold:
-        return False
-    return options.log_prob_threshold is None or attempt.avg_logprob <= options.log_prob_threshold
-
-
-def _is_doubtful(attempt: _Attempt, options: DecodeOptions) -> bool:
-    """For windows that may hold no speech: whether the figures let the text be trusted all the same."""
-    limit = options.no_speech_threshold
-    return _needs_fallback(attempt, options) or (limit is not None and attempt.no_speech_prob > limit)
-
-
-def _needs_fallback(attempt: _Attempt, options: DecodeOptions) -> bool:
-    unlikely = options.log_prob_threshold is not None and attempt.avg_logprob < options.log_prob_threshold
-    if unlikely and _is_silence(attempt, options):
-        return False
-    limit = options.compression_ratio_threshold
-    return unlikely or (limit is not None and attempt.compression_ratio > limit)
 
 
 def main() -> int:

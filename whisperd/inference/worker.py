@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from whisperd.channel import Channel, ChannelClosed
 from whisperd.errors import WhisperdError
+from whisperd.inference.placement import Placement
 from whisperd.messages import SAMPLE_RATE, DecodeOptions, RowOptions, WindowResult
 from whisperd.sandbox import die_with_parent, ignore_stop_signals, silence_stdio
 
 if TYPE_CHECKING:
-    from whisperd.inference.engine import Recognizer, Row
+    from whisperd.inference.engine import Recognizer
+    from whisperd.inference.rows import Row
 
 _Task = tuple[dict[str, Any], list[int]]
 # Above this size a model is taken to need proportionally longer for a batch before it counts as hung.
@@ -70,7 +72,7 @@ def main() -> int:
 
 
 def _load(message: dict[str, Any], outbox: _Outbox) -> Recognizer:
-    from whisperd.inference.engine import Placement, load  # after stdio is out of the way: native libraries print
+    from whisperd.inference.engine import load  # after stdio is out of the way: native libraries print
 
     path = Path(message["path"])
     wanted = Placement(message["device"], message["compute_type"], message["lanes"], message["threads"])
@@ -123,7 +125,7 @@ def _decode(
 def _row(row: dict[str, Any], fds: list[int]) -> Row:
     import numpy as np
 
-    from whisperd.inference.engine import Row
+    from whisperd.inference.rows import Row
 
     start, stop = row["start"], row["stop"]
     data = os.pread(fds[row["fd"]], (stop - start) * 4, start * 4)

@@ -1,0 +1,87 @@
+"""One window as the engine sees it, and what to do with the part of it that a text left out.
+
+Writing timestamps, Whisper often ends a window's text after a sentence and leaves the rest to the next look, which
+openai/whisper then takes from the last timestamp on. Here the rest becomes a row of its own, so that the rests of
+a batch share a pass as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from whisperd.batching import context_frames
+from whisperd.messages import SAMPLE_RATE, WINDOW_MAX_S, DecodeOptions, RowOptions, WindowResult
+
+# Music and noise that the detector took for speech came to 0.2-0.6 s of it in the clips that were measured. A clip of
+# real speech may have as little, but then the model is sure of what it hears.
+_FAINT_S = 0.7
+
+# Speech left behind the last timestamp that is worth another look; timestamps are a good half second off at times.
+_REST_MIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One window to decode: float32 samples at 16 kHz, shape [samples], and what it wants for itself."""
+
+    samples: npt.NDArray[np.float32]
+    options: RowOptions
+    sure_speech_s: float = WINDOW_MAX_S  # how much of it the detector is sure of
+    speech_stop_s: float = WINDOW_MAX_S  # where the last of that ends
+
+    @property
+    def faint(self) -> bool:
+        """Whether the window may hold no speech at all: the detector is sure of next to none."""
+        return self.sure_speech_s < _FAINT_S
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+def rest_begins(row: Row, result: WindowResult, options: DecodeOptions) -> float | None:
+    """Where the model stopped although speech goes on; None where it heard everything."""
+    if not options.timestamps or not result.segments:
+        return None
+    stopped_s = result.segments[-1].end
+    left_s = min(row.speech_stop_s, row.duration_s) - stopped_s
+    return stopped_s if left_s > _REST_MIN_S and stopped_s > _REST_MIN_S else None
+
+
+def by_context(rows: Sequence[Row], rests: dict[int, float], options: DecodeOptions) -> dict[int, list[int]]:
+    """The rests' rows by the context that they need, so that they share passes."""
+    groups: dict[int, list[int]] = {}
+    for i, cut_s in rests.items():
+        samples = len(rows[i].samples) - int(cut_s * SAMPLE_RATE)
+        groups.setdefault(context_frames(samples, options.tail_s), []).append(i)
+    return groups
+
+
+def rest_of(row: Row, cut_s: float, language: str) -> Row:
+    """The row from `cut_s` on, in the language that was heard before."""
+    return Row(
+        row.samples[int(cut_s * SAMPLE_RATE) :],
+        replace(row.options, language=language),
+        row.sure_speech_s,
+        row.speech_stop_s - cut_s,
+    )
+
+
+def joined(result: WindowResult, rest: WindowResult, cut_s: float) -> WindowResult:
+    """The rest's segments behind the first part's, in the window's time."""
+    moved = tuple(
+        replace(
+            segment,
+            id=len(result.segments) + segment.id,
+            start=round(cut_s + segment.start, 3),
+            end=round(cut_s + segment.end, 3),
+            words=segment.words
+            and tuple(replace(w, start=round(cut_s + w.start, 3), end=round(cut_s + w.end, 3)) for w in segment.words),
+        )
+        for segment in rest.segments
+    )
+    return replace(result, segments=result.segments + moved, retried=result.retried or rest.retried)
