@@ -48,7 +48,7 @@ class Config:
     media_workers: int = _setting(2, "processes that decode media; two, so that one long file blocks nobody")
     models_max: int = _setting(2, "models loaded at once; the one idle longest makes room")
     idle_unload_s: float = _setting(0.0, "unload a model after so long without work; 0 = never")
-    hang_timeout_s: float = _setting(30.0, "an engine that gives no sign of life for longer counts as hung")
+    hang_timeout_s: float = _setting(20.0, "an engine that gives no sign of life for longer counts as hung")
     media_hang_timeout_s: float = _setting(8.0, "the same for media workers; they give a sign twice a second")
     worker_rss_max_bytes: int = _setting(0, "recycle a larger inference worker; 0 = thrice its size when ready + 1 GiB")
     ordered: bool = _setting(False, "reply in request order instead of completion order")
