@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import os
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +25,9 @@ _HEADER = struct.Struct("<IB")  # body length in bytes, number of descriptors
 _READ_BYTES = 256 * 1024
 MESSAGE_MAX_BYTES = 16 * 1024 * 1024  # a window's result is < 100 kB; more is a broken or hostile worker
 FDS_MAX = 64  # far under the kernel's 253, and more than a batch holds rows
+# The kernel bounds the descriptors that one user has in flight on all sockets together (by the sender's limit of open
+# files). When many clients have just sent theirs, ours must wait until some are received: that is no fault of ours.
+_IN_FLIGHT_PAUSE_S = 0.01
 
 
 class ChannelClosed(Exception):
@@ -126,10 +131,19 @@ class Channel:
         """Raises ChannelClosed when the supervisor is gone. The caller keeps its descriptors."""
         frame = encode_frame(message, fds)
         try:
-            sent = socket.send_fds(self._socket, [frame], list(fds)) if fds else 0
+            sent = self._send_fds(frame, fds) if fds else 0
             self._socket.sendall(memoryview(frame)[sent:])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChannelClosed("the supervisor closed the channel") from error
+
+    def _send_fds(self, frame: bytes, fds: Sequence[int]) -> int:
+        while True:
+            try:
+                return socket.send_fds(self._socket, [frame], list(fds))
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                time.sleep(_IN_FLIGHT_PAUSE_S)
 
 
 class AsyncChannel:
@@ -195,6 +209,8 @@ class AsyncChannel:
             self._received(message, own)
 
     def _write(self) -> None:
+        if self._socket.fileno() < 0:
+            return  # closed while it waited for descriptors in flight
         try:
             while self._outgoing:
                 frame, fds = self._outgoing[0]
@@ -207,6 +223,10 @@ class AsyncChannel:
         except BlockingIOError:
             self._loop.add_writer(self._socket, self._write)
         except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                self._loop.remove_writer(self._socket)
+                self._loop.call_later(_IN_FLIGHT_PAUSE_S, self._write)
+                return
             # Not from inside a caller's send: what it did next would find the worker gone half-way.
             self._loop.call_soon(self._fail, str(error))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -29,9 +30,11 @@ from whisperd.service import Service
 from whisperd.session import Session
 from whisperd.store.file import default_store_path
 from whisperd.store.writer import Store
-from whisperd.transport import Link, SocketLink, StdioLink
+from whisperd.transport import HangupWatch, Link, SocketLink, StdioLink
 
 EXIT_OK, EXIT_NO_STDOUT, EXIT_GAVE_UP, EXIT_CONFIG = 0, 74, 75, 78
+_CONTROL_CONNECTIONS_MAX = 64  # for people and monitoring; those that bring work are bounded by connections_max
+_DESCRIPTORS_WANTED = 65_536  # a request holds two or three, and there may be queue_max of them
 _FLUSH_S = 5.0  # how long a client that does not read may hold up the end
 _FLUSH_NOW_S = 0.25  # the same after a second signal: time for those who do read
 
@@ -40,6 +43,7 @@ def run(settings: Loaded) -> int:
     """Serves until there is a reason to stop. Returns the exit code."""
     closed = _fill_standard_descriptors()
     setup(settings.config.log_level, settings.config.log_format)
+    _raise_descriptor_limit()
     try:
         if settings.config.stdio and closed:
             raise ListenError(f"--stdio needs {' and '.join(closed)}, closed when the daemon was started")
@@ -63,6 +67,14 @@ def _fill_standard_descriptors() -> list[str]:
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
     return [name for name in closed if name != "stderr"]
+
+
+def _raise_descriptor_limit() -> None:
+    """The usual soft limit of 1,024 is for programs that use select(); the hard one is what the machine allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _take_stdio() -> tuple[int, int]:
@@ -102,6 +114,7 @@ class Daemon:
         self._stop_wanted = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._quiet = asyncio.Event()
+        self._hangups = HangupWatch()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
@@ -133,7 +146,7 @@ class Daemon:
         if config.stdio and not config.socket and not config.control_socket:
             return
         if config.socket or not config.control_socket:
-            main = Path(config.socket) if config.socket else paths.default_socket_path(create=True)
+            main = Path(config.socket) if config.socket else _default_socket()
             self._listeners.append(Listener(main.absolute(), config.socket_group, self._accept_main))
             beside = paths.control_path_beside(main)
         control = Path(config.control_socket) if config.control_socket else beside
@@ -190,11 +203,13 @@ class Daemon:
             log.warning("connection refused: no role", client=peer.name)
             sock.close()
             return
-        if len(self._service.sessions) >= config.connections_max and not control:
-            log.warning("connection refused: too many", client=peer.name, connections=config.connections_max)
+        # Counted apart, so that neither kind of client can take the other's places.
+        others = sum(one.control == control and not one.stdio for one in self._service.sessions)
+        if others >= (_CONTROL_CONNECTIONS_MAX if control else config.connections_max):
+            log.warning("connection refused: too many", client=peer.name, connections=others)
             sock.close()
             return
-        link = SocketLink(sock, config.control_line_bytes if control else config.max_line_bytes)
+        link = SocketLink(sock, config.control_line_bytes if control else config.max_line_bytes, self._hangups)
         session = Session(
             peer,
             link,
@@ -213,6 +228,9 @@ class Daemon:
         self._service.session_ended(session)
         if session is self._stdio:
             self._stop_wanted.set()
+
+    def session_drained(self, session: Session) -> None:
+        self._service.session_drained(session)
 
     def session_lost(self, session: Session) -> None:
         self._service.session_lost(session)
@@ -290,3 +308,11 @@ def engine_settings(config: Config) -> EngineSettings:
         hang_timeout_s=config.hang_timeout_s,
         rss_max_bytes=config.worker_rss_max_bytes,
     )
+
+
+def _default_socket() -> Path:
+    """Raises ListenError where there is no directory for it, or one that is not this user's alone."""
+    try:
+        return paths.default_socket_path(create=True)
+    except (WhisperdError, OSError) as error:
+        raise ListenError(f"no runtime directory: {error}") from error

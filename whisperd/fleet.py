@@ -95,7 +95,7 @@ class Fleet:
                     # A new one: raising the same again would hang every caller's frames on it.
                     raise WhisperdError(error.kind, error.message, **error.data)
                 await self._forget(loaded)  # asked for again: another try
-                loaded = None
+                continue
             if loaded is None:
                 loaded = await self._load_once(name)
             await asyncio.shield(loaded.ready)
@@ -105,12 +105,16 @@ class Fleet:
     async def _load_once(self, name: str) -> Loaded:
         """However many ask for it at once, a model is loaded once."""
         if name not in self._loading:
-            task = asyncio.get_running_loop().create_task(self._load(name))
-            self._loading[name] = task
-            task.add_done_callback(lambda _: self._loading.pop(name, None))
+            self._loading[name] = asyncio.get_running_loop().create_task(self._load(name))
         return await asyncio.shield(self._loading[name])
 
     async def _load(self, name: str) -> Loaded:
+        try:
+            return await self._bring_up(name)
+        finally:
+            del self._loading[name]  # in the same step as it ends: who asks next must not get one that left since
+
+    async def _bring_up(self, name: str) -> Loaded:
         try:
             engine = await asyncio.to_thread(self._make_engine, name)
         except WhisperdError as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import errno
+import fcntl
 import os
 import stat
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from whisperd.errors import WhisperdError
 
 # A file system that hangs holds these threads, and nobody else's.
 _OPENERS = ThreadPoolExecutor(4, thread_name_prefix="open-path")
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 _SLICE_CHARACTERS = 1 << 20  # a multiple of four: decoded at one go, about a millisecond of the loop
 
 
@@ -61,7 +64,16 @@ def _close_opened(opening: asyncio.Future[int]) -> None:
         os.close(opening.result())
 
 
+def shortage(error: BaseException) -> WhisperdError | None:
+    """What to answer when the machine ran short of something, which is nobody's fault and passes; else None."""
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        return WhisperdError("overloaded", f"the daemon lacks resources: {error.strerror}", retry_after_ms=1000)
+    return None
+
+
 def _open_error(path: str, error: OSError) -> WhisperdError:
+    if short := shortage(error):
+        return short
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return WhisperdError("audio_not_found", f"there is no file {path!r}")
     return WhisperdError("audio_unreadable", f"{path!r} cannot be opened: {error.strerror}")
@@ -79,12 +91,19 @@ def accept_fd(fds: Sequence[int], index: int, max_bytes: int) -> int:
         raise WhisperdError(
             "invalid_params", f"{len(fds)} descriptors came with this line, so there is no {index}", pointer="/audio/fd"
         )
-    fd = os.dup(fds[index])
+    try:
+        fd = os.dup(fds[index])
+    except OSError as error:
+        raise shortage(error) or error from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise WhisperdError(
             "invalid_params", "a passed descriptor must be a regular file or a memory file", pointer="/audio/fd"
         )
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_PATH:
+        os.close(fd)
+        raise WhisperdError("invalid_params", "a passed descriptor must be open for reading", pointer="/audio/fd")
     return _checked_size(fd, max_bytes)
 
 

@@ -6,6 +6,7 @@ daemon that runs, and the second daemon says so and stays out.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import errno
 import grp
@@ -20,6 +21,8 @@ from whisperd.admission import ALL_ROLES, Peer, roles_of
 from whisperd.log import log
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+_SO_PEERGROUPS = 59  # Linux; not in Python's socket module
+_PEERGROUPS_BYTES = 1024  # what Python's getsockopt takes at most: 256 groups
 _BACKLOG = 128
 _RETRY_S = 1.0  # until accepting is tried again when the process is out of descriptors
 
@@ -92,7 +95,7 @@ class Listener:
     def _peer(self, sock: socket.socket) -> Peer:
         data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, gid = _CREDENTIALS.unpack(data)
-        groups = {gid, *_groups_of(uid, gid)}
+        groups = {gid, *_groups_of(sock, uid, gid)}
         return Peer(
             name=f"{self.path.stem}#{self._counter}:uid={uid}:pid={pid}",
             uid=uid,
@@ -121,7 +124,14 @@ def stdio_peer() -> Peer:
     return Peer("stdio", None, os.getppid(), ALL_ROLES, same_user=True)
 
 
-def _groups_of(uid: int, gid: int) -> list[int]:
+def _groups_of(sock: socket.socket, uid: int, gid: int) -> list[int]:
+    """The groups that the peer's process has, by the kernel; a service manager may give it some that no file lists."""
+    try:
+        data = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _PEERGROUPS_BYTES)
+    except OSError as error:  # it has more than fit, or the kernel is older than 4.13
+        log.debug("asking the user database for the peer's groups", uid=uid, reason=str(error))
+    else:
+        return list(array.array("I", data))
     try:
         return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
     except KeyError:  # a user that this system does not know has no further groups

@@ -44,8 +44,6 @@ class Pipeline:
         self.fleet: Fleet  # set by the service: the fleet reports back to the pipeline
         self._poison: OrderedDict[str, WhisperdError] = OrderedDict()
         self._prepared_s = 0.0  # decoded audio that waits for the engine or is in it
-        self._room = asyncio.Event()
-        self._room.set()
 
     def start(self, job: Job) -> None:
         """Sets an admitted job on its way."""
@@ -61,7 +59,6 @@ class Pipeline:
             loading = asyncio.get_running_loop().create_task(self.fleet.ready(job.work.model))
             loading.add_done_callback(lambda done: done.cancelled() or done.exception())
             await self._open_input(job)
-            await self._room.wait()
             await self._prepare(job)
             await asyncio.shield(loading)
             loaded = await self.fleet.ready(job.work.model)  # at once, unless it was unloaded meanwhile
@@ -72,8 +69,10 @@ class Pipeline:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            log.exception("job failed unexpectedly", job=job.id)
-            self.fail(job, WhisperdError("internal", f"{type(error).__name__}: {error}"))
+            short = intake.shortage(error)
+            if short is None:
+                log.exception("job failed unexpectedly", job=job.id)
+            self.fail(job, short or WhisperdError("internal", f"{type(error).__name__}: {error}"))
 
     async def _open_input(self, job: Job) -> None:
         audio = job.work.audio
@@ -142,12 +141,9 @@ class Pipeline:
 
     def _hold(self, audio_s: float) -> None:
         """Decoded audio is memory: while too much of it waits, no more is decoded. Jobs that are with a media
-        worker already may overshoot the bound by one input each."""
+        worker already may overshoot the bound by one input each; the others wait in the line for one."""
         self._prepared_s += audio_s
-        if self._prepared_s > self._config.prepared_audio_s:
-            self._room.clear()
-        else:
-            self._room.set()
+        self._media.pause(self._prepared_s > self._config.prepared_audio_s)
 
     def _queue_windows(self, job: Job, loaded: Loaded) -> None:
         traits = loaded.engine.traits

@@ -44,8 +44,9 @@ class MediaLimits:
     memory_bytes: int = 1 << 30
     # Applies to the memory file with decoded audio: at 64 kB/s 37 hours. A backstop behind max_audio_s.
     file_bytes: int = 8 << 30
-    # Stdio, the channel, the input twice, two attempts at the output: under ten, and some room.
-    open_files: int = 64
+    # Stdio, the channel, the input twice, two attempts at the output are under ten. But the kernel takes this limit
+    # also for the descriptors that all processes of the user have in flight before it lets the worker send its own.
+    open_files: int = 1024
 
 
 def silence_stdio() -> None:

@@ -163,6 +163,7 @@ class Service:
             line = error_line(request.id, _unforeseen(error))
         del session.control_slots[request.id]
         session.answer(slot, line)
+        self._pump_backlog(session)
         self._check_quiet(session)
 
     # -- speech -------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ class Service:
         size = len(line.data or b"")
         if session.stdio:
             self.admission.check_open()
-            if session.backlog or self.admission.full(size):
+            if session.backlog or session.choked or self.admission.full(size):
                 self._wait_in_backlog(session, Waiting(request, slot, size, self.now()))
                 return
         else:
@@ -182,8 +183,7 @@ class Service:
         session.backlog.append(waiting)
         session.backlog_ids.add(waiting.request.id)
         session.backlog_bytes += waiting.size
-        if self._backlog_full(session):
-            session.link.pause()
+        session.steer_input(self._backlog_full(session))
         deadline_ms = waiting.request.params.get("deadline_ms")
         if deadline_ms is not None:
             late = WhisperdError("deadline_exceeded", f"not begun within deadline_ms = {deadline_ms}")
@@ -211,15 +211,14 @@ class Service:
         self._check_quiet(session)
 
     def _pump_backlog(self, session: Session) -> None:
-        while session.backlog and not self.admission.full(session.backlog[0].size):
+        while session.backlog and not session.choked and not self.admission.full(session.backlog[0].size):
             waiting = session.backlog[0]
             self._leave_backlog(session, waiting)
             try:
                 self._admit(session, waiting.request, waiting.slot, waiting.size, waiting.arrived, [])
             except WhisperdError as error:
                 session.answer(waiting.slot, error_line(waiting.request.id, error))
-        if not self._backlog_full(session):
-            session.link.resume()
+        session.steer_input(self._backlog_full(session))
 
     def _admit(
         self, session: Session, request: Request, slot: Slot, size: int, arrived: float, fds: list[int]
@@ -305,6 +304,10 @@ class Service:
     def session_ended(self, session: Session) -> None:
         """No more lines will come; what was accepted is still answered."""
         self._check_quiet(session)
+
+    def session_drained(self, session: Session) -> None:
+        """The client has read what it was sent: what waited for that goes on."""
+        self._pump_backlog(session)
 
     def session_lost(self, session: Session) -> None:
         """Nobody is there to be answered: the work is cancelled."""

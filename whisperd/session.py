@@ -27,6 +27,7 @@ class Desk(Protocol):
     def handle_line(self, session: Session, line: Line) -> None: ...
     def session_ended(self, session: Session) -> None: ...
     def session_lost(self, session: Session) -> None: ...
+    def session_drained(self, session: Session) -> None: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -67,6 +68,7 @@ class Session:
     input_ended: bool = False
     gone: bool = False
     _slots: deque[Slot] = field(default_factory=deque)
+    _held_bytes: int = 0  # of answers in those slots
     open_slots: int = 0
 
     def received(self, line: Line) -> None:
@@ -83,6 +85,22 @@ class Session:
         if not self.gone:
             self.gone = True
             self.desk.session_lost(self)
+
+    def drained(self) -> None:
+        if not self.gone:
+            self.desk.session_drained(self)
+
+    @property
+    def choked(self) -> bool:
+        """Whether more answers would only pile up, because they wait for an earlier one or for the client to read."""
+        return self._held_bytes + self.link.buffered() > SLOW_READER_BYTES
+
+    def steer_input(self, backlog_full: bool) -> None:
+        """Reads no lines while the backlog is full, or while answers wait for an earlier one."""
+        if backlog_full or self._held_bytes > SLOW_READER_BYTES:
+            self.link.pause()
+        else:
+            self.link.resume()
 
     @property
     def quiet(self) -> bool:
@@ -109,8 +127,14 @@ class Session:
             return
         if not self.ordered:
             self._write(line)
-        while self._slots and self._slots[0].line is not None:
-            self._write(self._slots.popleft().line or b"")
+            return
+        self._held_bytes += len(line)
+        while self._slots and (ready := self._slots[0].line) is not None:
+            self._slots.popleft()
+            self._held_bytes -= len(ready)
+            self._write(ready)
+        if self._held_bytes > SLOW_READER_BYTES:
+            self.link.pause()
 
     def notify(self, method: str, params: Mapping[str, Any]) -> None:
         """Progress: left out for a client that does not read, because only terminal replies are owed."""

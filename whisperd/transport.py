@@ -22,7 +22,9 @@ from typing import Protocol
 from whisperd.channel import descriptors_of
 from whisperd.framing import Line, LineSplitter
 
-_CHUNK_BYTES = 256 * 1024
+# What one read takes. Small, because pausing takes effect between reads only: a chunk full of requests for
+# rpc.discover, 500 times smaller than their replies, stays well under output_max_bytes.
+_CHUNK_BYTES = 64 * 1024
 _FDS_MAX = 4  # per line, by the contract
 SLOW_READER_BYTES = 1024 * 1024  # unread output beyond which nothing more is read and progress is dropped
 
@@ -33,6 +35,7 @@ class Owner(Protocol):
     def received(self, line: Line) -> None: ...
     def ended(self) -> None: ...  # no more lines will come; output is still wanted
     def lost(self) -> None: ...  # the other side is gone; called once, nothing follows
+    def drained(self) -> None: ...  # the other side has read so much that SLOW_READER_BYTES are not exceeded any more
 
 
 class Link(Protocol):
@@ -47,11 +50,39 @@ class Link(Protocol):
     async def flushed(self) -> None: ...
 
 
+class HangupWatch:
+    """Tells when a client that had half-closed goes away altogether: then there is nothing left to read that would.
+
+    One epoll for all, because a client that leaves must not cost a descriptor: they may be what is short.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._left: dict[int, Callable[[], None]] = {}
+        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._look)
+
+    def add(self, fd: int, left: Callable[[], None]) -> None:
+        """Calls `left` once when the other side of this descriptor is gone; maybe at the loop's next turn."""
+        self._left[fd] = left
+        self._epoll.register(fd, 0)  # hang-ups are told whether they are asked for or not
+
+    def discard(self, fd: int) -> None:
+        """To be called before the descriptor is closed."""
+        if self._left.pop(fd, None):
+            self._epoll.unregister(fd)
+
+    def _look(self) -> None:
+        for fd, _ in self._epoll.poll(0):
+            if left := self._left.get(fd):
+                left()
+
+
 class SocketLink:
     """One accepted stream socket."""
 
-    def __init__(self, sock: socket.socket, max_line_bytes: int) -> None:
+    def __init__(self, sock: socket.socket, max_line_bytes: int, hangups: HangupWatch) -> None:
         self._socket = sock
+        self._hangups = hangups
         self._splitter = LineSplitter(max_line_bytes)
         self._loop = asyncio.get_running_loop()
         self._outgoing: deque[memoryview] = deque()
@@ -60,7 +91,6 @@ class SocketLink:
         self._full = False  # by the other side, which does not read
         self._ended = False
         self._closing = False
-        self._hangup: select.epoll | None = None
         self._flushed = asyncio.Event()
         self._flushed.set()
 
@@ -83,14 +113,8 @@ class SocketLink:
         if not chunk and self._socket.fileno() >= 0:
             self._ended = True
             self._loop.remove_reader(self._socket)
-            self._watch_hangup()
+            self._hangups.add(self._socket.fileno(), self._lose)
             self._owner.ended()
-
-    def _watch_hangup(self) -> None:
-        """After a half-close, nothing can be read that tells whether the client still waits. Epoll tells."""
-        self._hangup = select.epoll()
-        self._hangup.register(self._socket, 0)
-        self._loop.add_reader(self._hangup.fileno(), self._lose)
 
     def write(self, line: bytes) -> None:
         if self._socket.fileno() < 0:
@@ -124,6 +148,7 @@ class SocketLink:
         if self._full:
             self._full = False
             self._steer()
+            self._owner.drained()
         if self._closing:
             self._shut()
 
@@ -169,9 +194,7 @@ class SocketLink:
             return
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
-        if self._hangup:
-            self._loop.remove_reader(self._hangup.fileno())
-            self._hangup.close()
+        self._hangups.discard(self._socket.fileno())
         self._socket.close()
         for fd in self._splitter.abandon():
             os.close(fd)
@@ -269,6 +292,7 @@ class StdioLink:
         if self._full and self._buffered <= SLOW_READER_BYTES:
             self._full = False
             self._steer()
+            self._owner.drained()
 
     def _lose(self) -> None:
         if self._lost:

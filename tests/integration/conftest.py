@@ -35,8 +35,8 @@ def start(home: Path) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session")
-def everyday() -> Iterator[Daemon]:
-    """One daemon on stdio and both sockets, for all tests that leave it as they find it."""
+def shared() -> Iterator[Daemon]:
+    """The daemon behind `everyday`."""
     path = Path(tempfile.mkdtemp(prefix="wd-", dir="/tmp"))
     sockets = path / "run" / "whisperd"
     sockets.mkdir(parents=True)
@@ -44,6 +44,15 @@ def everyday() -> Iterator[Daemon]:
     yield daemon
     daemon.close()
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def everyday(shared: Daemon) -> Iterator[Daemon]:
+    """One daemon on stdio and both sockets, for all tests that leave it as they find it, and settled all replies."""
+    yield shared
+    shared.disconnect()
+    shared.stdio.until("status", lambda status: status["connections"] == 1)
+    shared.stdio.check_settled()
 
 
 @pytest.fixture(params=["stdio", "socket"])

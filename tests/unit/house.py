@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 from whisperd.admission import ALL_ROLES, Peer
-from whisperd.config import Config, Loaded
+from whisperd.config import FIELDS, Config, Loaded
 from whisperd.control import Control
 from whisperd.framing import Line
 from whisperd.jobs import Job, Window, Work
@@ -137,8 +137,9 @@ class Client:
         """Sends one line as it is."""
         self.session.received(Line(data, fds or []))
 
-    def send(self, method: str, id: Any = None, *, fds: list[int] | None = None, **params: Any) -> Any:
+    def send(self, method: str, own_id: Any = None, *, fds: list[int] | None = None, **params: Any) -> Any:
         """Sends a request and gives its id."""
+        id = own_id
         if id is None:
             self._numbers += 1
             id = f"r{self._numbers}"
@@ -149,9 +150,9 @@ class Client:
         """Sends a notification."""
         self.line(json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode())
 
-    def transcribe(self, content: bytes | None = None, id: Any = None, **params: Any) -> Any:
+    def transcribe(self, content: bytes | None = None, own_id: Any = None, **params: Any) -> Any:
         """Sends a request for these bytes (a second of audio by default) and gives its id."""
-        return self.send("transcribe", id, audio=as_data(audio() if content is None else content), **params)
+        return self.send("transcribe", own_id, audio=as_data(audio() if content is None else content), **params)
 
     @property
     def replies(self) -> list[Json]:
@@ -217,7 +218,7 @@ class House:
     async def __aenter__(self) -> Self:
         self.media = FakeMedia()
         self.service = Service(self.config, self.media, self._make_engine, None)
-        settings = Loaded(self.config, {})
+        settings = Loaded(self.config, dict.fromkeys(FIELDS, "default"))
         self.service.handlers.update(Control(self.service, settings, self._stop).handlers())
         self.service.fleet.start()
         return self

@@ -106,6 +106,7 @@ class MediaPool:
         self._seats = [_Seat(self) for _ in range(count)]
         self._line: list[tuple[int, int, asyncio.Future[_Seat]]] = []
         self._arrivals = 0
+        self._paused = False
 
     @property
     def workers(self) -> list[Worker]:
@@ -121,6 +122,11 @@ class MediaPool:
 
     async def stop(self) -> None:
         await asyncio.gather(*(seat.worker.stop() for seat in self._seats))
+
+    def pause(self, paused: bool) -> None:
+        """While paused, no further input is begun; what workers have in hand is finished."""
+        self._paused = paused
+        self.seat_freed()
 
     async def prepare(
         self, message: dict[str, Any], fd: int, priority: str, on_digest: Callable[[str], None]
@@ -173,6 +179,8 @@ class MediaPool:
             raise
 
     def _free(self) -> _Seat | None:
+        if self._paused:
+            return None
         return next((seat for seat in self._seats if seat.worker.state == "ready" and not seat.taken), None)
 
     def seat_freed(self) -> None:

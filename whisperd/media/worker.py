@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from whisperd.media.preparation import Preparer
 
 _BEAT_EVERY_S = 0.2  # pieces of work are far shorter, so a sign of life comes at least every half second
-# Workers side by side use the cores. Libraries read these when they are loaded.
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# Libraries read these when they are loaded. Workers side by side use the cores, so one thread each. And official
+# builds of onnxruntime (1.32) tell their maker over the network how they are used, unless this forbids it.
+_ENVIRON = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 def main() -> int:
@@ -50,7 +51,7 @@ def main() -> int:
 
 
 def _load() -> Preparer:
-    os.environ.update(_ONE_THREAD)
+    os.environ.update(_ENVIRON)
     from whisperd.media.preparation import Preparer
 
     preparer = Preparer()
