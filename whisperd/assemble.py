@@ -108,9 +108,7 @@ def detection(job: Job) -> dict[str, Any]:
 def job_timing(job: Job, now: float) -> dict[str, float]:
     """Milliseconds by stage. `queue_ms` is all waiting: for a media worker, and for a lane of the engine."""
     total_ms = (now - job.arrived) * 1000
-    infer_ms = max((result.infer_ms for result in job.results if result), default=0.0)
-    if job.first_dispatch is not None:
-        infer_ms = (now - job.first_dispatch) * 1000
+    infer_ms = 0.0 if job.first_dispatch is None else (now - job.first_dispatch) * 1000
     busy_ms = job.media_ms + job.vad_ms + infer_ms
     return {
         "queue_ms": round(max(0.0, total_ms - busy_ms), 2),

@@ -30,8 +30,13 @@ FDS_MAX = 64  # far under the kernel's 253, and more than a batch holds rows
 _IN_FLIGHT_PAUSE_S = 0.01
 
 
+# What the end of a channel is called when the kernel could not give us the descriptors of a message: a shortage of
+# our own, and no word on whoever sent it.
+OUT_OF_DESCRIPTORS = "out of descriptors"
+
+
 class ChannelClosed(Exception):
-    """The other side is gone, or sent something that is no frame."""
+    """The other side is gone, or sent something that is no frame, or (`OUT_OF_DESCRIPTORS`) we cannot take it."""
 
 
 class Frames:
@@ -90,11 +95,20 @@ def encode_frame(message: dict[str, Any], fds: Sequence[int] = ()) -> bytes:
 
 
 def receive_chunk(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One recvmsg; descriptors arrive close-on-exec. An empty chunk means the other side has closed."""
-    chunk, ancillary, _flags, _address = sock.recvmsg(
+    """One recvmsg; descriptors arrive close-on-exec. An empty chunk means the other side has closed.
+
+    Raises ChannelClosed when descriptors were cut off: with room left in the buffer that is because this process may
+    not have more (OUT_OF_DESCRIPTORS), without it because the sender sent more than any message may carry.
+    """
+    chunk, ancillary, flags, _address = sock.recvmsg(
         _READ_BYTES, socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
     )
-    return chunk, descriptors_of(ancillary)
+    fds = descriptors_of(ancillary)
+    if flags & socket.MSG_CTRUNC:
+        filled = len(fds) >= FDS_MAX
+        _close_all(fds)
+        raise ChannelClosed(f"more than {FDS_MAX} descriptors came at once" if filled else OUT_OF_DESCRIPTORS)
+    return chunk, fds
 
 
 def descriptors_of(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:

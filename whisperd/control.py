@@ -5,15 +5,18 @@ Each is a small function of the service; what it may be called with and by whom 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from whisperd import PROTOCOL_VERSION, __version__
 from whisperd.config import Loaded
 from whisperd.errors import WhisperdError
+from whisperd.models.names import is_path
 from whisperd.process_stats import ProcessStats
 from whisperd.protocol import methods
 from whisperd.service import Handler, Service
@@ -71,7 +74,7 @@ class Control:
             },
         }
 
-    def health(self, _session: Session, _params: dict[str, Any]) -> Mapping[str, Any]:
+    def health(self, session: Session, _params: dict[str, Any]) -> Mapping[str, Any]:
         """Healthy: it works. Degraded: it works with something missing. Unhealthy: it does not."""
         service = self._service
         degraded: list[dict[str, str]] = []
@@ -87,6 +90,12 @@ class Control:
         elif not service.store.state.ok and not service.store.state.elsewhere:
             # (elsewhere: another daemon keeps this file, as when several programs spawn their own; all is well)
             degraded.append({"kind": "store_unavailable", "message": service.store.state.reason or "the store is down"})
+        down = [w for w in service.media.workers if w.state in ("restarting", "failed")]
+        if down and not fatal:
+            degraded.append({"kind": "worker_down", "message": f"{len(down)} media worker(s) are being replaced"})
+        if not session.peer.same_user:  # messages name files of ours
+            for reason in fatal + degraded:
+                reason["message"] = "see the daemon's log"
         status = "unhealthy" if fatal else "degraded" if degraded else "healthy"
         return {"status": status, "live": True, "ready": not fatal, "reasons": fatal + degraded}
 
@@ -99,7 +108,10 @@ class Control:
         loaded = next((m for m in self._service.fleet.loaded() if m.name == name), None)
         if loaded is None:
             trouble = self._service.fleet.start_errors.get(name)
-            return [{"kind": trouble.kind, "message": trouble.message}] if trouble else []
+            if trouble:
+                return [{"kind": trouble.kind, "message": trouble.message}]
+            loading = self._service.fleet.loading(name)  # else it is unloaded, and a request would load it
+            return [{"kind": "starting", "message": "the default model's files are being checked"}] if loading else []
         state, trouble = loaded.engine.health()
         if trouble:
             return [{"kind": trouble.kind, "message": trouble.message}]
@@ -113,7 +125,7 @@ class Control:
         for loaded in service.fleet.loaded():
             for worker in loaded.engine.workers():
                 busy = loaded.engine.in_flight() > 0
-                workers.append({**_describe(worker, busy), "model": loaded.name})
+                workers.append({**_describe(worker, busy), "model": _shown(session, loaded.name)})
         everyone = "operate" in session.peer.roles
         return {
             "version": __version__,
@@ -134,8 +146,11 @@ class Control:
             ],
         }
 
-    def models_list(self, _session: Session, _params: dict[str, Any]) -> Mapping[str, Any]:
-        return {"models": self._service.fleet.describe()}
+    async def models_list(self, session: Session, _params: dict[str, Any]) -> Mapping[str, Any]:
+        rows = await self._service.fleet.describe()
+        if not session.peer.same_user:
+            rows = [{**row, "name": _shown(session, row["name"]), "path": None} for row in rows]
+        return {"models": rows}
 
     async def models_load(self, _session: Session, params: dict[str, Any]) -> Mapping[str, Any]:
         await self._service.fleet.load(params["model"])
@@ -144,7 +159,7 @@ class Control:
     async def models_unload(self, _session: Session, params: dict[str, Any]) -> Mapping[str, Any]:
         if not await self._service.fleet.unload(params["model"]):
             raise WhisperdError("not_found", f"the model {params['model']!r} is not loaded")
-        return {"model": params["model"], "state": "unloaded"}
+        return {"model": params["model"], "state": "available"}
 
     def config_get(self, _session: Session, params: dict[str, Any]) -> Mapping[str, Any]:
         values = dataclasses.asdict(self._settings.config)
@@ -169,20 +184,30 @@ class Control:
         self._stop()
         return {"stopping": True}
 
-    def metrics_current(self, _session: Session, _params: dict[str, Any]) -> Mapping[str, Any]:
+    async def metrics_current(self, _session: Session, _params: dict[str, Any]) -> Mapping[str, Any]:
         service = self._service
-        gauges = {"queue_depth": len(service.jobs), "process": self._process.read()}
+        restarts: dict[str, int] = {}
+        for worker in service.workers():
+            restarts[worker.kind] = restarts.get(worker.kind, 0) + worker.restarts
+        process = await asyncio.to_thread(self._process.read)  # it looks through all processes of the machine
+        gauges = {"queue_depth": len(service.jobs), "process": process, "worker_restarts": restarts}
         return service.metrics.snapshot(service.now(), gauges)
+
+
+def _shown(session: Session, model: str) -> str:
+    """A model's name as this client may see it: of a path, only the last part for clients of another user."""
+    return model if session.peer.same_user or not is_path(model) else Path(model).name
 
 
 def _describe(worker: Worker, busy: bool) -> dict[str, Any]:
     state = "busy" if busy and worker.state == "ready" else worker.state
+    alive = worker.state in ("starting", "ready", "stopping") and worker.pid is not None
     return {
         "kind": worker.kind,
-        "pid": worker.pid,
+        "pid": worker.pid if alive else None,
         "state": "stopping" if state == "stopped" else state,
         "restarts": worker.restarts,
-        "rss_bytes": worker.rss_bytes(),
+        "rss_bytes": worker.rss_bytes() if alive else None,
     }
 
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from whisperd import paths
+from whisperd import intake, paths
 from whisperd.admission import Peer
 from whisperd.config import Config, Loaded
 from whisperd.control import Control
@@ -268,7 +268,7 @@ class Daemon:
         for listener in self._listeners:
             listener.close()
         self._preloading.cancel()
-        links = [session.link for session in self._service.sessions]
+        links = [session.link for session in self._service.sessions] + list(self._service.closing)
         if not await self._flush(links) and not self._exit_code:
             log.warning("replies were not read", connections=sum(link.buffered() > 0 for link in links))
             self._exit_code = EXIT_GAVE_UP
@@ -277,8 +277,8 @@ class Daemon:
         await asyncio.gather(self._media.stop(), self._service.fleet.stop())
         await asyncio.to_thread(self._store.close, _FLUSH_S)
         log.info("stopped", exit_code=self._exit_code)
-        if self._exit_code == EXIT_GAVE_UP:
-            os._exit(EXIT_GAVE_UP)  # what was given up may be in a thread that waits for a dead disk
+        if intake.stuck():
+            os._exit(self._exit_code)  # the interpreter would wait for a thread that waits for a dead disk
 
     async def _flush(self, links: list[Link]) -> bool:
         """Whether all clients have taken their replies. A second signal leaves them a moment and no more."""

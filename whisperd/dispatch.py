@@ -2,7 +2,8 @@
 
 A death in a batch blames nobody: its windows are tried again, each alone in the engine. Only a window that was
 alone twice when the engine died is given up as `poison_input`, and its content is remembered, so that the same
-input does not cost two more workers when it comes again.
+input does not cost two more workers when it comes again. A batch that never reached the engine is no death: its
+windows go back into the line as they were.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from whisperd.inference.process import BatchFailed, Engine
 from whisperd.jobs import Job, Window
 from whisperd.log import log
 from whisperd.messages import WindowResult
-from whisperd.worker import WorkerLost
+from whisperd.worker import NotSent, WorkerLost
 
 ALONE_TRIES = 2
+# What keeps a batch from being sent (no descriptors, an engine that died just now) does not pass within one turn of
+# the loop; trying again at once would only spin.
+NOT_SENT_PAUSE_S = 0.25
 
 
 class Outcomes(Protocol):
     """Who hears what became of windows."""
 
     def window_started(self, window: Window, batch_rows: int) -> None: ...
+    def window_returned(self, window: Window) -> None: ...  # it was started in vain, and waits again
     def window_done(self, window: Window, result: WindowResult) -> None: ...
     def window_failed(self, window: Window, error: WhisperdError) -> None: ...
     def batch_done(self, rows: int, busy_s: float) -> None: ...
@@ -47,11 +52,10 @@ class Dispatcher:
     engine: Engine
     batcher: Batcher
     outcomes: Outcomes
-    batches: int = 0
-    rows: int = 0
     last_used: float = 0.0
     _flights: set[_Flight] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _pause: asyncio.TimerHandle | None = None  # after a batch that could not be sent
     _now: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
 
     def __post_init__(self) -> None:
@@ -83,6 +87,8 @@ class Dispatcher:
             self.last_used = self._now()
             self._fail_waiting(error)
             return
+        if self._pause:
+            return  # its end is a pump of its own
         while len(self._flights) < self.engine.capacity():
             if self.batcher.suspect_waits():
                 if self._flights:
@@ -101,8 +107,6 @@ class Dispatcher:
         for other in self._flights:
             other.alone = False
         self._flights.add(flight)
-        self.batches += 1
-        self.rows += len(windows)
         for window in windows:
             self.outcomes.window_started(window, len(windows))
         task = asyncio.get_running_loop().create_task(self._fly(flight, self.engine))
@@ -115,6 +119,11 @@ class Dispatcher:
             results = await engine.submit(flight.windows)
             if len(results) != len(flight.windows):
                 raise BatchFailed(f"{len(results)} results for {len(flight.windows)} windows")
+        except NotSent as error:
+            self._land(flight)
+            log.warning("batch not sent", rows=len(flight.windows), reason=str(error))
+            self._put_back(flight)
+            self._rest()
         except WorkerLost as error:
             self._land(flight)
             self._try_again(flight, WhisperdError("poison_input", f"this audio ended the engine twice: {error}"))
@@ -149,7 +158,27 @@ class Dispatcher:
             if window.deaths_alone >= ALONE_TRIES:
                 self.outcomes.window_failed(window, last_word)
             else:
+                self.outcomes.window_returned(window)
                 self.batcher.add_suspect(window)
+
+    def _put_back(self, flight: _Flight) -> None:
+        """Nobody looked at these windows: they wait again as what they were before."""
+        for window in flight.windows:
+            if window.job.over:
+                continue
+            self.outcomes.window_returned(window)
+            if window.suspect:
+                self.batcher.add_suspect(window)
+            else:
+                self.batcher.add([window])
+
+    def _rest(self) -> None:
+        if self._pause is None:
+            self._pause = asyncio.get_running_loop().call_later(NOT_SENT_PAUSE_S, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self.pump()
 
     def _fail_waiting(self, error: WhisperdError) -> None:
         """The engine will not come: nobody waits in vain."""

@@ -18,7 +18,6 @@ from whisperd.errors import WhisperdError
 from whisperd.inference.process import Engine, ModelTraits
 from whisperd.log import log
 from whisperd.models import names as models
-from whisperd.worker import Worker
 
 MakeEngine = Callable[[str], Engine]  # by model name; raises WhisperdError; may block (it verifies files)
 _ERRORS_MAX = 64  # names come from clients
@@ -54,6 +53,7 @@ class Fleet:
         self._models: dict[str, Loaded] = {}
         self._loading: dict[str, asyncio.Task[Loaded]] = {}
         self._leaving: set[Engine] = set()
+        self._default = config.model or models.default_model()  # looked up once: it reads directories
         self.start_errors: dict[str, WhisperdError] = {}  # why a model's last loading did not even begin
         self._idle_watch: asyncio.Task[None] | None = None
 
@@ -63,17 +63,16 @@ class Fleet:
 
     def default_name(self) -> str:
         """The model of requests that name none. Raises model_not_found, saying how to get one."""
-        name = self._config.model or models.default_model()
-        if name is None:
+        if self._default is None:
             raise WhisperdError(
                 "model_not_found",
                 "no model is installed: pip install 'whisperd[tiny-en]', or start with --model NAME or PATH",
             )
-        return name
+        return self._default
 
-    def workers(self) -> list[tuple[str, Worker]]:
-        """The inference workers with their models' names."""
-        return [(loaded.name, worker) for loaded in self._models.values() for worker in loaded.engine.workers()]
+    def loading(self, name: str) -> bool:
+        """Whether its files are being looked for and checked."""
+        return name in self._loading
 
     def loaded(self) -> list[Loaded]:
         return list(self._models.values())
@@ -117,17 +116,22 @@ class Fleet:
     async def _bring_up(self, name: str) -> Loaded:
         try:
             engine = await asyncio.to_thread(self._make_engine, name)
-        except WhisperdError as error:
-            if len(self.start_errors) < _ERRORS_MAX:
+        except Exception as error:
+            if not isinstance(error, WhisperdError):
+                log.exception("a model could not be looked for", model=name)
+                error = WhisperdError("model_load_failed", f"{name}: {type(error).__name__}: {error}")
+            if len(self.start_errors) < _ERRORS_MAX or name == self._default:
                 self.start_errors[name] = error
-            raise
+            raise error from None
         self.start_errors.pop(name, None)
-        await self._make_room()
+        self._check_room()
         batcher = Batcher(self._config.batch_rows, self._config.batch_audio_s)
         dispatcher = Dispatcher(engine, batcher, self._outcomes)
         loaded = Loaded(name, dispatcher, asyncio.get_running_loop().create_future())
         self._models[name] = loaded
         self._start_engine(engine, loaded.ready, dispatcher.pump)
+        await asyncio.wait({loaded.ready})
+        await self._trim(loaded)
         return loaded
 
     def _start_engine(self, engine: Engine, ready: asyncio.Future[ModelTraits], pump: Callable[[], None]) -> None:
@@ -145,15 +149,21 @@ class Fleet:
         engine.start()
         changed()  # an engine may be ready at once
 
-    async def _make_room(self) -> None:
-        while len(self._models) >= self._config.models_max:
-            idle = [loaded for loaded in self._models.values() if loaded.idle]
+    def _check_room(self) -> None:
+        """Raises overloaded where none of the loaded models could go for another."""
+        if len(self._models) >= self._config.models_max and not any(loaded.idle for loaded in self._models.values()):
+            raise WhisperdError(
+                "overloaded",
+                f"{len(self._models)} models are busy (models_max); try again later, or unload one",
+                retry_after_ms=5000,
+            )
+
+    async def _trim(self, newest: Loaded) -> None:
+        """Lets go of what is idle and over the limit, longest unused first, now that the newest is up."""
+        while len(self._models) > self._config.models_max:
+            idle = [loaded for loaded in self._models.values() if loaded.idle and loaded is not newest]
             if not idle:
-                raise WhisperdError(
-                    "overloaded",
-                    f"{len(self._models)} models are busy (models_max); try again later, or unload one",
-                    retry_after_ms=5000,
-                )
+                return  # they have got work meanwhile; the next model that comes looks again
             await self._forget(min(idle, key=lambda loaded: loaded.dispatcher.last_used))
 
     async def load(self, name: str) -> None:
@@ -225,22 +235,15 @@ class Fleet:
         engines = [loaded.engine for loaded in self._models.values()] + list(self._leaving)
         await asyncio.gather(*(engine.drain() for engine in engines))
 
-    def describe(self) -> list[dict[str, Any]]:
+    async def describe(self) -> list[dict[str, Any]]:
         """`models.list`: what is loaded, and what could be."""
-        default = self._config.model or models.default_model()
-        rows: dict[str, dict[str, Any]] = {}
-        for info in models.list_models():
-            rows[info.name] = {
-                "name": info.name,
-                "state": info.state,
-                "source": info.source,
-                "multilingual": info.multilingual,
-                "path": str(info.path) if info.path else None,
-            }
+        rows: dict[str, dict[str, Any]] = {
+            info.name: info.to_wire() for info in await asyncio.to_thread(models.list_models)
+        }
         for loaded in self._models.values():
             state, _ = loaded.engine.health()
             row = rows.setdefault(loaded.name, {"name": loaded.name, "source": "path", "multilingual": None})
             row["state"] = {"ready": "loaded", "busy": "loaded", "failed": "failed"}.get(state, "loading")
             if loaded.engine.traits:
                 row["multilingual"] = loaded.engine.traits.multilingual
-        return [{**row, "default": row["name"] == default} for row in rows.values()]
+        return [{**row, "default": row["name"] == self._default} for row in rows.values()]

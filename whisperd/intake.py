@@ -12,14 +12,18 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 from whisperd.errors import WhisperdError
 
-# A file system that hangs holds these threads, and nobody else's.
-_OPENERS = ThreadPoolExecutor(4, thread_name_prefix="open-path")
+# A file system that hangs holds these threads and no other work of the daemon.
+_OPENERS = ThreadPoolExecutor(16, thread_name_prefix="open-path")
+_OPEN_TIMEOUT_S = 30.0
+_unanswered: set[asyncio.Future[Any]] = set()
+Result = TypeVar("Result")
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 _SLICE_CHARACTERS = 1 << 20  # a multiple of four: decoded at one go, about a millisecond of the loop
 
@@ -50,18 +54,46 @@ def open_path(path: str, roots: Sequence[str], relative_allowed: bool, max_bytes
 
 async def open_path_in_thread(path: str, roots: Sequence[str], relative_allowed: bool, max_bytes: int) -> int:
     """`open_path` without blocking the loop. A caller that is cancelled meanwhile leaks nothing."""
-    loop = asyncio.get_running_loop()
-    opening = loop.run_in_executor(_OPENERS, open_path, path, roots, relative_allowed, max_bytes)
+    return await _in_thread(lambda: open_path(path, roots, relative_allowed, max_bytes), os.close)
+
+
+async def check_fd_in_thread(fd: int, max_bytes: int) -> None:
+    """`check_fd` without blocking the loop; on a duplicate, because the caller may close its own meanwhile."""
+    own = os.dup(fd)
+
+    def check() -> None:
+        try:
+            check_fd(own, max_bytes)
+        finally:
+            os.close(own)
+
+    await _in_thread(check, lambda _nothing: None)
+
+
+async def _in_thread(work: Callable[[], Result], undo: Callable[[Result], None]) -> Result:
+    """Raises audio_unreadable when the file system does not answer; what comes of the work later is undone."""
+    task = asyncio.get_running_loop().run_in_executor(_OPENERS, work)
+    _unanswered.add(task)
+    task.add_done_callback(_unanswered.discard)
+
+    def late(task: asyncio.Future[Result]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            undo(task.result())
+
     try:
-        return await asyncio.shield(opening)
+        async with asyncio.timeout(_OPEN_TIMEOUT_S):
+            return await asyncio.shield(task)
+    except TimeoutError:
+        task.add_done_callback(late)
+        raise WhisperdError("audio_unreadable", f"its file system did not answer for {_OPEN_TIMEOUT_S:g} s") from None
     except asyncio.CancelledError:
-        opening.add_done_callback(_close_opened)
+        task.add_done_callback(late)
         raise
 
 
-def _close_opened(opening: asyncio.Future[int]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        os.close(opening.result())
+def stuck() -> bool:
+    """Whether a thread waits for a file system; the interpreter would wait for it at its end."""
+    return bool(_unanswered)
 
 
 def shortage(error: BaseException) -> WhisperdError | None:
@@ -85,26 +117,33 @@ def _check_roots(handle: int, path: str, roots: Sequence[str]) -> None:
         raise WhisperdError("forbidden", f"{path!r} is outside the directories that this daemon may read (allow_root)")
 
 
-def accept_fd(fds: Sequence[int], index: int, max_bytes: int) -> int:
+def take_fd(fds: Sequence[int], index: int) -> int:
     """A descriptor of our own for the one that the client passed. The client's stay the caller's to close."""
     if index >= len(fds):
         raise WhisperdError(
             "invalid_params", f"{len(fds)} descriptors came with this line, so there is no {index}", pointer="/audio/fd"
         )
     try:
-        fd = os.dup(fds[index])
+        return os.dup(fds[index])
     except OSError as error:
         raise shortage(error) or error from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+
+
+def check_fd(fd: int, max_bytes: int) -> None:
+    """Whether a passed descriptor is a file to read. Asks its file system, which may be slow: call it in a thread."""
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        raise WhisperdError("audio_unreadable", f"the passed file cannot be looked at: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
         raise WhisperdError(
             "invalid_params", "a passed descriptor must be a regular file or a memory file", pointer="/audio/fd"
         )
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_PATH:
-        os.close(fd)
         raise WhisperdError("invalid_params", "a passed descriptor must be open for reading", pointer="/audio/fd")
-    return _checked_size(fd, max_bytes)
+    if status.st_size > max_bytes:
+        raise _too_large(status.st_size, max_bytes)
 
 
 async def spool_base64(data: str, max_bytes: int) -> int:
@@ -146,5 +185,9 @@ def _checked_size(fd: int, max_bytes: int) -> int:
     size = os.fstat(fd).st_size
     if size > max_bytes:
         os.close(fd)
-        raise WhisperdError("audio_too_long", f"{size} bytes are more than max_audio_bytes ({max_bytes})")
+        raise _too_large(size, max_bytes)
     return fd
+
+
+def _too_large(size: int, max_bytes: int) -> WhisperdError:
+    return WhisperdError("audio_too_long", f"{size} bytes are more than max_audio_bytes ({max_bytes})")

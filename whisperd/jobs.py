@@ -11,7 +11,17 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from whisperd.messages import FRAMES_PER_SECOND, SAMPLE_RATE, WINDOW_MAX_S, DecodeOptions, RowOptions, WindowResult
+from whisperd.messages import (
+    FRAMES_PER_SECOND,
+    SAMPLE_RATE,
+    WINDOW_MAX_S,
+    DecodeOptions,
+    RowOptions,
+    Segment,
+    WindowResult,
+)
+
+PRIORITY_RANK = {"interactive": 0, "normal": 1, "bulk": 2}  # where only an order is wanted
 
 
 class State(enum.Enum):
@@ -123,8 +133,9 @@ class Job:
     results: list[WindowResult | None] = field(default_factory=list)
     dispatched: int = 0
     finished: int = 0
-    told: int = 0  # windows whose segments were sent as progress
-    segments_told: int = 0
+    segments: list[Segment] = field(default_factory=list)  # of the first `placed` windows, in the audio's time
+    placed: int = 0
+    done_s: float = 0.0  # audio of the windows that are finished
     language: str | None = None  # settled: given, or detected in the first window
     language_probability: float | None = None
     digest: str = ""

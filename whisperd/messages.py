@@ -112,6 +112,7 @@ class WindowResult:
     infer_ms: float
     retried: str | None = None  # why the row was decoded again, if it was
     languages: tuple[tuple[str, float], ...] = ()  # all of them, best first; only for task "detect"
+    warnings: tuple[str, ...] = ()  # what of the options could not be had; for the client
 
     def to_wire(self) -> dict[str, Any]:
         """As a worker message."""
@@ -122,6 +123,7 @@ class WindowResult:
             "infer_ms": self.infer_ms,
             "retried": self.retried,
             "languages": self.languages,
+            "warnings": self.warnings,
         }
 
     @classmethod
@@ -134,6 +136,7 @@ class WindowResult:
             infer_ms=wire["infer_ms"],
             retried=wire["retried"],
             languages=tuple((code, probability) for code, probability in wire["languages"]),
+            warnings=tuple(wire["warnings"]),
         )
 
 

@@ -80,7 +80,6 @@ class Metrics:
         self.counters = Counters()
         self.failed_by_kind = Labelled()
         self.rows_retried = Labelled()
-        self.worker_restarts = Labelled()
         self._started = now
         self._overall = _Slot()
         self._slots: dict[int, _Slot] = {}
@@ -152,7 +151,6 @@ class Metrics:
                 "rows": overall.batch_rows,
             },
             "rows_retried": self.rows_retried.to_dict(),
-            "worker_restarts": self.worker_restarts.to_dict(),
             **gauges,
         }
 

@@ -7,8 +7,9 @@ foresaw fails the one job as `internal`; the others never notice. `over` is the 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,18 @@ from whisperd.batching import context_frames
 from whisperd.config import Config
 from whisperd.errors import WhisperdError
 from whisperd.fleet import Fleet, Loaded
+from whisperd.gate import Gate
 from whisperd.inference.process import ModelTraits
-from whisperd.jobs import Job, State, Window
+from whisperd.jobs import PRIORITY_RANK, Job, State, Window
 from whisperd.log import log
 from whisperd.media.pool import MediaPool
-from whisperd.messages import Segment, WindowResult
+from whisperd.messages import WindowResult
 from whisperd.metrics import Metrics
 from whisperd.protocol import error_line, result_line
 from whisperd.render import render
 from whisperd.worker import WorkerLost
 
+_SMALL_BYTES = 1 << 20  # a few minutes at most, however it is compressed
 _POISON_MAX = 1024  # contents remembered as deadly
 _MEDIA_TRIES = 2
 
@@ -44,6 +47,8 @@ class Pipeline:
         self.fleet: Fleet  # set by the service: the fleet reports back to the pipeline
         self._poison: OrderedDict[str, WhisperdError] = OrderedDict()
         self._prepared_s = 0.0  # decoded audio that waits for the engine or is in it
+        # Large inputs leave a media worker to the others, and wait while too much decoded audio does.
+        self._large = Gate(max(1, config.media_workers - 1))
 
     def start(self, job: Job) -> None:
         """Sets an admitted job on its way."""
@@ -59,7 +64,7 @@ class Pipeline:
             loading = asyncio.get_running_loop().create_task(self.fleet.ready(job.work.model))
             loading.add_done_callback(lambda done: done.cancelled() or done.exception())
             await self._open_input(job)
-            await self._prepare(job)
+            await self._prepare_in_turn(job)
             await asyncio.shield(loading)
             loaded = await self.fleet.ready(job.work.model)  # at once, unless it was unloaded meanwhile
             _check_language(job, loaded.engine.traits)
@@ -80,8 +85,20 @@ class Pipeline:
             job.fd = await intake.open_path_in_thread(
                 audio["path"], self._config.allow_root, job.client.stdio, self._config.max_audio_bytes
             )
-        elif "data" in audio:
+        elif "fd" in audio:
+            await intake.check_fd_in_thread(job.fd, self._config.max_audio_bytes)
+        else:
             job.fd = await intake.spool_base64(audio.pop("data"), self._config.max_audio_bytes)
+
+    async def _prepare_in_turn(self, job: Job) -> None:
+        if os.fstat(job.fd).st_size <= _SMALL_BYTES:
+            await self._prepare(job)
+            return
+        await self._large.enter(PRIORITY_RANK[job.work.priority])
+        try:
+            await self._prepare(job)
+        finally:
+            self._large.leave()
 
     async def _prepare(self, job: Job) -> None:
         """Audio to samples and windows, by a media worker; tried again, alone as ever, if the worker dies."""
@@ -140,10 +157,10 @@ class Pipeline:
         return error
 
     def _hold(self, audio_s: float) -> None:
-        """Decoded audio is memory: while too much of it waits, no more is decoded. Jobs that are with a media
-        worker already may overshoot the bound by one input each; the others wait in the line for one."""
+        """Decoded audio is memory: while too much of it waits, no further large input is decoded. Those that are with
+        a media worker already may overshoot the bound by one input each."""
         self._prepared_s += audio_s
-        self._media.pause(self._prepared_s > self._config.prepared_audio_s)
+        self._large.shut(self._prepared_s > self._config.prepared_audio_s)
 
     def _queue_windows(self, job: Job, loaded: Loaded) -> None:
         traits = loaded.engine.traits
@@ -162,27 +179,43 @@ class Pipeline:
 
     def window_started(self, window: Window, batch_rows: int) -> None:
         job = window.job
-        job.dispatched += not window.suspect  # those go in a second time
+        job.dispatched += 1
         if job.first_dispatch is None:
             job.first_dispatch = asyncio.get_running_loop().time()
         if job.state is State.QUEUED:
             job.move(State.RUNNING)
+
+    def window_returned(self, window: Window) -> None:
+        window.job.dispatched -= 1  # it waits again, and its deadline counts again
 
     def batch_done(self, rows: int, busy_s: float) -> None:
         self._metrics.batch_done(asyncio.get_running_loop().time(), rows, busy_s)
 
     def window_done(self, window: Window, result: WindowResult) -> None:
         job = window.job
+        try:
+            self._take(window, result)
+        except Exception as error:  # its batch was others' too, and they are told after it
+            log.exception("a window's result could not be taken", job=job.id)
+            self.fail(job, WhisperdError("internal", f"{type(error).__name__}: {error}"))
+
+    def _take(self, window: Window, result: WindowResult) -> None:
+        job = window.job
         job.results[window.index] = result
         job.finished += 1
+        job.done_s += window.duration_s
         if result.retried:
             self._metrics.rows_retried.add(result.retried)
         if job.language is None:
             job.language, job.language_probability = result.language, result.language_probability
             if len(job.windows) > 1:
                 job.dispatcher.add(job.windows[1:])
+                if job.over:
+                    return  # the engine had failed meanwhile
+        told = len(job.segments)
+        self._place_segments(job)
         if job.work.progress:
-            self._tell_progress(job)
+            self._tell_progress(job, told)
         if job.finished == len(job.windows):
             self._complete(job)
 
@@ -193,12 +226,15 @@ class Pipeline:
             error = self._condemn(window.job, error.message)
         self.fail(window.job, error)
 
-    def _tell_progress(self, job: Job) -> None:
-        """Segments go out in the order of the audio, so those of a late window hold back the ones behind it."""
-        while job.told < len(job.results) and job.results[job.told] is not None:
-            job.told += 1
-        segments = assemble.job_segments(job, upto=job.told)
-        for segment in segments[job.segments_told :]:
+    def _place_segments(self, job: Job) -> None:
+        """Segments are told and kept in the order of the audio: those of a late window hold back the ones behind it."""
+        while job.placed < len(job.results) and (result := job.results[job.placed]) is not None:
+            before = job.segments[-1].text if job.segments else ""
+            job.segments += assemble.place_segments(job.windows[job.placed], result, len(job.segments), before)
+            job.placed += 1
+
+    def _tell_progress(self, job: Job, told: int) -> None:
+        for segment in job.segments[told:]:
             job.client.notify(
                 "transcribe.segment",
                 {
@@ -209,15 +245,13 @@ class Pipeline:
                     "final": True,
                 },
             )
-        job.segments_told = len(segments)
-        total = sum(window.duration_s for window in job.windows)
-        done = sum(w.duration_s for w, result in zip(job.windows, job.results, strict=True) if result)
+        done = job.done_s / sum(window.duration_s for window in job.windows)
         job.client.notify(
             "transcribe.progress",
             {
                 "id": job.request_id,
                 "job": job.id,
-                "done_s": round(job.duration_s * done / total, 3),
+                "done_s": round(job.duration_s * done, 3),
                 "total_s": round(job.duration_s, 3),
             },
         )
@@ -225,25 +259,21 @@ class Pipeline:
     def _complete(self, job: Job) -> None:
         if job.work.row.task == "detect":
             self._reply(job, assemble.detection(job))
-            return
-        segments = assemble.job_segments(job)
-        if job.work.render:
-            job.task = asyncio.get_running_loop().create_task(self._render(job, segments))
+        elif job.work.render:
+            job.task = asyncio.get_running_loop().create_task(self._render(job))
         else:
-            self._reply(job, assemble.transcription(job, segments, {}, asyncio.get_running_loop().time()))
+            self._reply(job, assemble.transcription(job, job.segments, {}, asyncio.get_running_loop().time()))
 
-    async def _render(self, job: Job, segments: Sequence[Segment]) -> None:
+    async def _render(self, job: Job) -> None:
         """Subtitles for hours of speech take a while to lay out; the loop has other clients."""
         try:
             rendered = {
-                name: await asyncio.to_thread(render, name, segments, job.language) for name in job.work.render
+                name: await asyncio.to_thread(render, name, job.segments, job.language) for name in job.work.render
             }
-            result = assemble.transcription(job, segments, rendered, asyncio.get_running_loop().time())
+            self._reply(job, assemble.transcription(job, job.segments, rendered, asyncio.get_running_loop().time()))
         except Exception as error:
             log.exception("rendering failed", job=job.id)
             self.fail(job, WhisperdError("internal", f"rendering failed: {error}"))
-        else:
-            self._reply(job, result)
 
     def _reply(self, job: Job, result: dict[str, Any]) -> None:
         self._over(job, State.DONE, result_line(job.request_id, result), "ok")
@@ -279,6 +309,7 @@ class Pipeline:
             job.task = None  # it ends by itself
         job.release()
         self._on_over(job, line, outcome)
+        job.windows = []  # they know their job: a cycle would keep both until the next full garbage collection
 
 
 def _check_language(job: Job, traits: ModelTraits | None) -> None:

@@ -11,7 +11,7 @@ import inspect
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from whisperd import intake
@@ -24,6 +24,7 @@ from whisperd.jobs import Job
 from whisperd.log import log
 from whisperd.media.pool import MediaPool
 from whisperd.metrics import Metrics
+from whisperd.models.names import is_path
 from whisperd.pipeline import Pipeline
 from whisperd.protocol import (
     Method,
@@ -38,7 +39,9 @@ from whisperd.protocol import (
 from whisperd.records import request_row
 from whisperd.session import Session, Slot, Waiting, close_fds
 from whisperd.store.writer import Store
+from whisperd.transport import Link
 from whisperd.work import work_of
+from whisperd.worker import Worker
 
 Handler = Callable[[Session, dict[str, Any]], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
 _SPEECH = {"transcribe", "detect_language"}
@@ -60,6 +63,7 @@ class Service:
         self.fleet = Fleet(config, self.pipeline, make_engine)
         self.pipeline.fleet = self.fleet
         self.sessions: set[Session] = set()
+        self.closing: set[Link] = set()  # of clients that were answered everything, but have not read it all
         self.jobs: dict[str, Job] = {}
         self.handlers: dict[str, Handler] = {"cancel": self._cancel}
         self.stopping = False
@@ -68,6 +72,10 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._job_numbers = 0
         self._job_prefix = secrets.token_hex(3)
+
+    def workers(self) -> list[Worker]:
+        """Every worker process, of both kinds."""
+        return self.media.workers + [w for loaded in self.fleet.loaded() for w in loaded.engine.workers()]
 
     def uptime_s(self) -> float:
         return self.now() - self.started
@@ -147,7 +155,10 @@ class Service:
             session.answer(slot, result_line(request.id, outcome))
             return
         session.control_slots[request.id] = slot
-        task = asyncio.get_running_loop().create_task(self._answer_later(session, request, slot, outcome))
+        self._spawn(self._answer_later(session, request, slot, outcome))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -228,13 +239,13 @@ class Service:
             raise WhisperdError(
                 "forbidden", "a client of another user may not name paths: open the file and pass the descriptor"
             )
-        if "/" in work.model and not session.peer.same_user and request.params.get("model"):
+        if request.params.get("model") and not session.peer.same_user and is_path(work.model):
             raise WhisperdError("forbidden", "a client of another user may name models, but no paths")
         fd = -1
         if "fd" in work.audio:
             if session.stdio:
                 raise WhisperdError("invalid_params", "stdio carries no descriptors", pointer="/audio/fd")
-            fd = intake.accept_fd(fds, work.audio["fd"], self.config.max_audio_bytes)
+            fd = intake.take_fd(fds, work.audio["fd"])
         self._job_numbers += 1
         job = Job(
             id=f"{self._job_prefix}-{self._job_numbers}",
@@ -254,11 +265,22 @@ class Service:
 
     def _job_over(self, job: Job, line: bytes, outcome: str) -> None:
         """The pipeline's last word on a job."""
-        now = self.now()
         session: Session = job.client
         del self.jobs[job.id]
         del session.jobs[job.request_id]
         self.admission.leave(session, job.bytes_in)
+        session.answer(job.slot, line)
+        try:
+            self._keep(job, len(line), outcome)
+        except Exception:  # what is kept of a job must not cost the next one its turn
+            log.exception("a finished request could not be recorded", job=job.id)
+        for other in [session, *(s for s in self.sessions if s.backlog and s is not session)]:
+            self._pump_backlog(other)
+        self._check_quiet(session)
+
+    def _keep(self, job: Job, bytes_out: int, outcome: str) -> None:
+        """Metrics, the store's row and the log line of a job that is over."""
+        now = self.now()
         self._ended_at.append(now)
         latency_ms = (now - job.arrived) * 1000
         if outcome == "ok":
@@ -268,13 +290,9 @@ class Service:
         else:
             self.metrics.failed(now, outcome)
         if self.store:
-            self.store.record_request(request_row(job, outcome, len(line), now, time.time()))
-        log.info("request finished", job=job.id, client=session.peer.name, id=job.request_id, action=job.method,
+            self.store.record_request(request_row(job, outcome, bytes_out, now, time.time()))
+        log.info("request finished", job=job.id, client=job.client.peer.name, id=job.request_id, action=job.method,
                  outcome=outcome, total_ms=round(latency_ms))  # fmt: skip
-        session.answer(job.slot, line)
-        for other in [session, *(s for s in self.sessions if s.backlog and s is not session)]:
-            self._pump_backlog(other)
-        self._check_quiet(session)
 
     def _jobs_per_s(self) -> float:
         """Completions per second, lately."""
@@ -337,6 +355,12 @@ class Service:
             count += self.pipeline.cancel(job, reason, kind="draining")
         return count
 
+    async def _let_go(self, link: Link) -> None:
+        """Until everything was read, the daemon's end waits for this client as for any other."""
+        self.closing.add(link)
+        await link.flushed()
+        self.closing.discard(link)
+
     @property
     def quiet(self) -> bool:
         """Whether nothing is owed to anybody."""
@@ -347,6 +371,8 @@ class Service:
             self.sessions.discard(session)
             session.gone = True
             session.link.close()
+            if session.link.buffered():
+                self._spawn(self._let_go(session.link))
         if self.quiet:
             self.on_quiet()
 

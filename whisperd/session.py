@@ -92,8 +92,13 @@ class Session:
 
     @property
     def choked(self) -> bool:
-        """Whether more answers would only pile up, because they wait for an earlier one or for the client to read."""
-        return self._held_bytes + self.link.buffered() > SLOW_READER_BYTES
+        """Whether more answers would only pile up, because the client does not read or they wait for an earlier one;
+        unless that one is next in the backlog: then everything waits for its turn."""
+        if self.link.buffered() > SLOW_READER_BYTES:
+            return True
+        return self._held_bytes > SLOW_READER_BYTES and not (
+            self.backlog and self._slots and self.backlog[0].slot is self._slots[0]
+        )
 
     def steer_input(self, backlog_full: bool) -> None:
         """Reads no lines while the backlog is full, or while answers wait for an earlier one."""

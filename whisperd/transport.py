@@ -25,6 +25,7 @@ from whisperd.framing import Line, LineSplitter
 # What one read takes. Small, because pausing takes effect between reads only: a chunk full of requests for
 # rpc.discover, 500 times smaller than their replies, stays well under output_max_bytes.
 _CHUNK_BYTES = 64 * 1024
+_TURN_S = 0.005  # of one client's lines before others have their turn
 _FDS_MAX = 4  # per line, by the contract
 SLOW_READER_BYTES = 1024 * 1024  # unread output beyond which nothing more is read and progress is dropped
 
@@ -77,13 +78,53 @@ class HangupWatch:
                 left()
 
 
+class _Inbox:
+    """Lines on their way to the owner, a few milliseconds of work at a turn: one chunk may hold thousands of them, and
+    other clients have a turn in between. `ready` is called when there is room for another chunk."""
+
+    def __init__(self, max_line_bytes: int, ready: Callable[[], None]) -> None:
+        self._splitter = LineSplitter(max_line_bytes)
+        self._loop = asyncio.get_running_loop()
+        self._lines: deque[Line] = deque()
+        self._ready = ready
+        self._ended = False
+
+    def take(self, owner: Owner, chunk: bytes, fds: list[int]) -> None:
+        """An empty chunk is the end of the input."""
+        self._owner = owner
+        self._ended = not chunk
+        self._lines.extend(self._splitter.feed(chunk, fds) if chunk else self._splitter.finish())
+        self._hand_on()
+
+    @property
+    def full(self) -> bool:
+        return bool(self._lines)
+
+    def _hand_on(self) -> None:
+        until = self._loop.time() + _TURN_S
+        while self._lines and self._loop.time() < until:
+            self._owner.received(self._lines.popleft())
+        if self._lines:
+            self._loop.call_soon(self._hand_on)
+        elif self._ended:
+            self._owner.ended()
+        else:
+            self._ready()
+
+    def abandon(self) -> None:
+        """The connection is gone."""
+        for fd in [*self._splitter.abandon(), *(fd for line in self._lines for fd in line.fds)]:
+            os.close(fd)
+        self._lines.clear()
+
+
 class SocketLink:
     """One accepted stream socket."""
 
     def __init__(self, sock: socket.socket, max_line_bytes: int, hangups: HangupWatch) -> None:
         self._socket = sock
         self._hangups = hangups
-        self._splitter = LineSplitter(max_line_bytes)
+        self._inbox = _Inbox(max_line_bytes, self._steer)
         self._loop = asyncio.get_running_loop()
         self._outgoing: deque[memoryview] = deque()
         self._buffered = 0
@@ -108,13 +149,12 @@ class SocketLink:
         except OSError:
             self._lose()
             return
-        for line in self._splitter.feed(chunk, descriptors_of(ancillary)) if chunk else self._splitter.finish():
-            self._owner.received(line)
-        if not chunk and self._socket.fileno() >= 0:
+        if not chunk:
             self._ended = True
             self._loop.remove_reader(self._socket)
             self._hangups.add(self._socket.fileno(), self._lose)
-            self._owner.ended()
+        self._inbox.take(self._owner, chunk, descriptors_of(ancillary))
+        self._steer()
 
     def write(self, line: bytes) -> None:
         if self._socket.fileno() < 0:
@@ -166,7 +206,7 @@ class SocketLink:
     def _steer(self) -> None:
         if self._ended or self._socket.fileno() < 0:
             return
-        if self._paused or self._full:
+        if self._paused or self._full or self._inbox.full:
             self._loop.remove_reader(self._socket)
         else:
             self._loop.add_reader(self._socket, self._read)
@@ -196,8 +236,7 @@ class SocketLink:
         self._loop.remove_writer(self._socket)
         self._hangups.discard(self._socket.fileno())
         self._socket.close()
-        for fd in self._splitter.abandon():
-            os.close(fd)
+        self._inbox.abandon()
         self._outgoing.clear()
         self._buffered = 0
         self._flushed.set()
@@ -208,7 +247,7 @@ class StdioLink:
 
     def __init__(self, fd_in: int, fd_out: int, max_line_bytes: int) -> None:
         self._in, self._out = fd_in, fd_out
-        self._splitter = LineSplitter(max_line_bytes)
+        self._inbox = _Inbox(max_line_bytes, self._steer)
         self._loop = asyncio.get_running_loop()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
         self._may_read = threading.Event()
@@ -229,10 +268,14 @@ class StdioLink:
         poll = select.poll()
         poll.register(self._in, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
+        poll.register(self._out, 0)  # tells only when nobody can read it any more
         while not self._closed:
             self._may_read.wait()
             ready = {fd for fd, _ in poll.poll()}
             if self._wake_read in ready:
+                return
+            if self._out in ready:
+                self._post(self._lose)
                 return
             try:
                 chunk = os.read(self._in, _CHUNK_BYTES)
@@ -241,8 +284,11 @@ class StdioLink:
             except OSError:
                 chunk = b""
             self._may_read.clear()  # until the loop has taken this one: no more than one chunk lies between
-            if not self._post(self._take, chunk) or not chunk:
+            if not self._post(self._take, chunk):
                 return
+            if not chunk:
+                poll.unregister(self._in)
+                self._may_read.set()  # from now on only for the parent's going away
 
     def _post(self, call: Callable[..., None], *args: object) -> bool:
         try:
@@ -252,12 +298,7 @@ class StdioLink:
         return True
 
     def _take(self, chunk: bytes) -> None:
-        for line in self._splitter.feed(chunk) if chunk else self._splitter.finish():
-            self._owner.received(line)
-        if chunk:
-            self._steer()
-        else:
-            self._owner.ended()
+        self._inbox.take(self._owner, chunk, [])
 
     def _write_forever(self) -> None:
         while True:
@@ -326,7 +367,7 @@ class StdioLink:
         self._steer()
 
     def _steer(self) -> None:
-        if not self._paused and not self._full:
+        if not self._paused and not self._full and not self._inbox.full:
             self._may_read.set()
 
     async def flushed(self) -> None:

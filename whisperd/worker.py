@@ -13,23 +13,39 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 
-from whisperd.channel import AsyncChannel
+from whisperd.channel import OUT_OF_DESCRIPTORS, AsyncChannel
 from whisperd.log import log
 
 START_TIMEOUT_S = 600.0  # loading the largest model from a slow disk takes minutes
 _START_TRIES = 3
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.5, 60.0
+_BACKOFF_DOUBLINGS = 7  # more would not change the bound, and a thousand of them are beyond a float
 _STEADY_S = 60.0  # a worker that lived this long has recovered
 
 
 class WorkerLost(Exception):
     """The worker died or hung with this work in hand. Nothing is known of whose fault it is."""
+
+
+class NotSent(WorkerLost):
+    """The work never was in the worker's hands, or its answer was lost for want of something on our side: the work
+    itself is not to blame, and may be given to the next worker as if nothing had been."""
+
+
+def loss(reason: str) -> WorkerLost:
+    """What the owner of a worker tells those who wait, from the reason that `Callbacks.lost` was given."""
+    return NotSent(reason) if reason == OUT_OF_DESCRIPTORS else WorkerLost(reason)
+
+
+def backoff_s(losses: int) -> float:
+    """Seconds, at most, before a worker that was lost so many times in a row is started again."""
+    return float(min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(losses, _BACKOFF_DOUBLINGS)))
 
 
 @dataclass
@@ -60,7 +76,7 @@ class Worker:
     _crashes: int = 0
     _ready_at: float = 0.0
     _timer: asyncio.TimerHandle | None = None  # start timeout, hang watch or backoff: never two at once
-    _quiet_since: float = 0.0
+    _last_beats: dict[Hashable, float] = field(default_factory=dict)  # of each piece of work that is watched
     _hang_s: float | None = None  # how long silence is allowed now; None: nothing is asked of it
 
     def start(self) -> None:
@@ -94,21 +110,28 @@ class Worker:
         return ours
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-        """Raises WorkerLost when there is no process to send to."""
+        """Raises NotSent when there is no process to send to, OSError when we are short of descriptors."""
         if self._channel is None or self.state != "ready":
-            raise WorkerLost(f"the {self.kind} worker is {self.state}")
+            raise NotSent(f"the {self.kind} worker is {self.state}")
         self._channel.send(message, fds)
 
-    def expect_beats(self, within_s: float | None) -> None:
-        """From now on the worker must give a sign of life at least so often; None: nothing is asked of it."""
+    def expect_beats(self, within_s: float | None, of: Iterable[Hashable] = (None,)) -> None:
+        """From now on each of these pieces of work must give a sign of life at least so often; None: nothing is asked.
+
+        Work that is named again keeps its clock, since a busy neighbour must not hide a piece that hangs. A worker
+        with one thing in hand need not name it.
+        """
+        now = asyncio.get_running_loop().time()
         self._hang_s = within_s
-        self.beat()
-        if within_s is not None and self.state == "ready" and self._timer is None:
+        self._last_beats = {} if within_s is None else {work: self._last_beats.get(work, now) for work in of}
+        if self._hang_s is not None and self.state == "ready":
+            self._rearm(None)
             self._watch()
 
-    def beat(self) -> None:
-        """The worker gave a sign of life."""
-        self._quiet_since = asyncio.get_running_loop().time()
+    def beat(self, of: Hashable = None) -> None:
+        """This piece of work gave a sign of life."""
+        if of in self._last_beats:
+            self._last_beats[of] = asyncio.get_running_loop().time()
 
     def praise(self) -> None:
         """The worker finished something: earlier crashes do not count against it any more."""
@@ -141,17 +164,18 @@ class Worker:
             return 0
 
     def _received(self, message: dict[str, Any], fds: list[int]) -> None:
-        self.beat()
+        batch = message.get("batch")  # inference workers name what they work on; media workers have one thing in hand
+        self.beat(batch if isinstance(batch, int) else None)
         if self.state != "starting":
             self.callbacks.message(message, fds)
-        elif message["event"] == "ready":
+        elif message.get("event") == "ready":
             self.state = "ready"
             self._rearm(None)
             self._start_failures = 0
             self._ready_at = asyncio.get_running_loop().time()
             self.callbacks.ready(message)
-        elif message["event"] == "failed":
-            self._give_up(message["kind"], message["message"])
+        elif message.get("event") == "failed":
+            self._give_up(str(message.get("kind")), str(message.get("message")))
 
     def _gone(self, reason: str) -> None:
         """The channel closed or we killed it. Decides between a successor, now or later, and giving up."""
@@ -160,6 +184,7 @@ class Worker:
         was_ready, self.state = self.state == "ready", "restarting"
         self._rearm(None)
         self._hang_s = None
+        self._last_beats = {}
         self._bury()
         loop = asyncio.get_running_loop()
         log.warning("worker lost", kind=self.kind, pid=self.pid, was_ready=was_ready, reason=reason)
@@ -170,7 +195,7 @@ class Worker:
                 return
         elif loop.time() - self._ready_at > _STEADY_S:
             self._crashes = 0
-        delay_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** (self._crashes + self._start_failures))
+        delay_s = backoff_s(self._crashes + self._start_failures)
         self._crashes += was_ready
         self.restarts += 1
         self._rearm(loop.call_later(delay_s * random.uniform(0.5, 1.0), self._restart))
@@ -199,12 +224,12 @@ class Worker:
             asyncio.get_running_loop().run_in_executor(None, _reap, process, 0.0)
 
     def _watch(self) -> None:
-        """Wakes when silence would become too long, and looks again."""
+        """Wakes when the longest silence would become too long, and looks again."""
         self._timer = None
-        if self._hang_s is None or self.state != "ready":
+        if self._hang_s is None or not self._last_beats or self.state != "ready":
             return
         loop = asyncio.get_running_loop()
-        left_s = self._quiet_since + self._hang_s - loop.time()
+        left_s = min(self._last_beats.values()) + self._hang_s - loop.time()
         if left_s <= 0:
             self.kill(f"gave no sign of life for {self._hang_s:.1f} s")
         else:

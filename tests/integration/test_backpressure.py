@@ -1,4 +1,4 @@
-"""Too much of everything: requests, bytes, clients, readers that do not read. Every bound holds, nobody is forgotten."""
+"""Too much of everything: requests, bytes, clients, readers that do not read. Bounds hold, and nobody is forgotten."""
 
 from __future__ import annotations
 

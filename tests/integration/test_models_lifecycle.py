@@ -52,7 +52,7 @@ def test_models_are_listed_loaded_and_unloaded(launch: Launch) -> None:
         assert client.call("models.load", model="base") == {"model": "base", "state": "loaded"}
         assert states(client) == {"tiny.en": "loaded", "base": "loaded"}
         process = psutil.Process(engines(client)["base"])
-        assert client.call("models.unload", model="base") == {"model": "base", "state": "unloaded"}
+        assert client.call("models.unload", model="base") == {"model": "base", "state": "available"}
         assert states(client) == {"tiny.en": "loaded"}
         assert not process.is_running()
         with pytest.raises(NotFound):

@@ -136,7 +136,7 @@ def test_a_model_that_does_not_exist_fails_its_own_requests() -> None:
     run(test)
 
 
-def test_an_engine_maker_that_breaks_is_internal() -> None:
+def test_a_model_whose_files_cannot_be_read_does_not_load() -> None:
     """And does not stand in the way of the next try."""
     tries = 0
 
@@ -150,7 +150,7 @@ def test_an_engine_maker_that_breaks_is_internal() -> None:
     async def test() -> None:
         async with House(make) as house:
             client = house.client()
-            assert (await client.error(client.transcribe()))["kind"] == "internal"
+            assert (await client.error(client.transcribe()))["kind"] == "model_load_failed"
             await client.result(client.transcribe())
             house.in_order()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisperd.errors import WhisperdError
-from whisperd.intake import accept_fd, open_path, open_path_in_thread, spool_base64
+from whisperd.intake import (
+    check_fd,
+    check_fd_in_thread,
+    open_path,
+    open_path_in_thread,
+    shortage,
+    spool_base64,
+    stuck,
+    take_fd,
+)
 
 MAX = 1 << 20
 SLICE = 1 << 20  # characters of base64 that are decoded at one go
@@ -211,40 +222,109 @@ def memory_file(data: bytes) -> int:
     return fd
 
 
+def checked(fd: int, max_bytes: int = MAX) -> WhisperdError:
+    """What a passed descriptor is refused with."""
+    with pytest.raises(WhisperdError) as caught:
+        check_fd(fd, max_bytes)
+    return caught.value
+
+
 def test_a_passed_descriptor_becomes_one_of_ours() -> None:
     """The client's own may be closed; ours is not inherited by workers."""
     theirs = [memory_file(b"first"), memory_file(b"second")]
-    ours = accept_fd(theirs, 1, MAX)
+    ours = take_fd(theirs, 1)
     for fd in theirs:
         os.close(fd)
     assert not os.get_inheritable(ours)
+    check_fd(ours, MAX)
     assert content(ours) == b"second"
 
 
 def test_a_descriptor_that_did_not_come_is_invalid_params() -> None:
     """With a pointer to its number."""
     with pytest.raises(WhisperdError, match="0 descriptors came") as caught:
-        accept_fd([], 0, MAX)
+        take_fd([], 0)
     assert (caught.value.kind, caught.value.data["pointer"]) == ("invalid_params", "/audio/fd")
 
 
 def test_pipes_sockets_and_folders_are_invalid_params(tmp_path: Path) -> None:
     """They cannot be read twice, or at all."""
     ends = [*os.pipe(), *(sock.detach() for sock in socket.socketpair()), os.open(tmp_path, os.O_RDONLY)]
-    for number in range(len(ends)):
-        with pytest.raises(WhisperdError, match="regular file") as caught:
-            accept_fd(ends, number, MAX)
-        assert (caught.value.kind, caught.value.data["pointer"]) == ("invalid_params", "/audio/fd")
     for fd in ends:
+        error = checked(fd)
+        assert (error.kind, error.data["pointer"]) == ("invalid_params", "/audio/fd")
+        assert "regular file" in error.message
+        os.close(fd)
+
+
+def test_a_descriptor_that_cannot_be_read_is_invalid_params(tmp_path: Path) -> None:
+    """Open for writing only, or as a mere name."""
+    file = tmp_path / "clip"
+    file.write_bytes(b"audio")
+    for flags in (os.O_WRONLY, os.O_PATH):
+        fd = os.open(file, flags)
+        error = checked(fd)
+        assert (error.kind, error.data["pointer"]) == ("invalid_params", "/audio/fd")
         os.close(fd)
 
 
 def test_a_descriptor_of_a_file_over_the_limit_is_too_long() -> None:
-    """The same limit as for paths."""
+    """The same limit as for paths; one of exactly the limit is not."""
     fd = memory_file(b"12345")
-    with pytest.raises(WhisperdError) as caught:
-        accept_fd([fd], 0, 4)
-    assert caught.value.kind == "audio_too_long"
+    assert checked(fd, 4).kind == "audio_too_long"
+    check_fd(fd, 5)
+    os.close(fd)
+
+
+def test_a_descriptor_is_checked_in_a_thread_whatever_becomes_of_the_caller() -> None:
+    """It looks at a duplicate: the caller may close its own at once, and a caller that gives up leaks nothing."""
+
+    async def main() -> None:
+        fd = memory_file(b"12345")
+        await check_fd_in_thread(fd, MAX)
+        with pytest.raises(WhisperdError, match="more than max_audio_bytes"):
+            await check_fd_in_thread(fd, 4)
+        for steps in range(20):
+            checking = asyncio.get_running_loop().create_task(check_fd_in_thread(fd, MAX))
+            for _ in range(steps % 4):
+                await asyncio.sleep(0)
+            checking.cancel()
+            await asyncio.wait({checking})
+        os.close(fd)
+        while stuck():
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+# -- shortage ----------------------------------------------------------------------------------------------------
+
+
+def test_a_shortage_of_the_machine_is_nobody_s_fault_and_passes() -> None:
+    """Descriptors, memory and room on the disk; anything else is what it is."""
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC):
+        short = shortage(OSError(number, os.strerror(number)))
+        assert short is not None
+        assert (short.kind, short.retryable, short.data["retry_after_ms"]) == ("overloaded", True, 1000)
+    assert shortage(OSError(errno.EIO, "")) is None
+    assert shortage(ValueError()) is None
+
+
+def test_without_free_descriptors_the_request_is_told_to_come_back(tmp_path: Path) -> None:
+    """By path and by descriptor; and when some are free again, it works."""
+    file = tmp_path / "clip"
+    file.write_bytes(b"audio")
+    fd, limits = memory_file(b"audio"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+    try:
+        with pytest.raises(WhisperdError) as by_path:
+            open_path(str(file), (), False, MAX)
+        with pytest.raises(WhisperdError) as by_fd:
+            take_fd([fd], 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (by_path.value.kind, by_fd.value.kind) == ("overloaded", "overloaded")
+    os.close(take_fd([fd], 0))
     os.close(fd)
 
 

@@ -705,14 +705,17 @@ def test_no_more_audio_is_decoded_than_may_wait_for_the_engine() -> None:
     """Samples are memory; the others wait as bytes, and all are answered in the end."""
 
     async def test() -> None:
-        async with House(prepared_audio_s=10.0) as house:
+        async with House(prepared_audio_s=100.0) as house:
             engine = await house.loaded()
             engine.gate.clear()
             client = house.client()
-            ids = [client.transcribe(audio(4.0, str(n)), language="en") for n in range(10)]
+            ids = [client.transcribe(audio(40.0, str(n)), language="en") for n in range(10)]
             await settle(200)
             held = [job for job in house.service.jobs.values() if job.samples]
             assert len(held) == 3
+            ids.append(client.transcribe(audio(1.0, "small"), language="en"))  # a small input never waits for that
+            await settle(200)
+            assert sum(bool(job.samples) for job in house.service.jobs.values()) == 4
             engine.gate.set()
             for id in ids:
                 await client.result(id)

@@ -20,7 +20,7 @@ TIERS: list[set[str]] = [
         "media.windows", "media.containers", "inference.timestamps", "inference.repeats", "inference.attempts", "work",
     },
     {
-        "transport", "listeners", "session", "dispatch", "channel", "worker", "intake", "media", "inference", "models",
+        "transport", "listeners", "session", "gate", "dispatch", "channel", "worker", "intake", "media", "inference", "models",
         "store", "records", "log", "paths", "process_stats", "sandbox", "testing",
     },
     {"service", "pipeline", "fleet", "control", "daemon", "client", "cli", "__main__"},

@@ -1,4 +1,9 @@
-"""The media workers and the line before them: one input per worker at a time, the most urgent first."""
+"""The media workers and the line before them: one input per worker at a time, the most urgent first.
+
+The line and the seats decide who is worked for, and nothing a worker says can upset them: a message that makes no
+sense ends the worker (`answers`), and whatever ends it settles the input it had. Time belongs to the seat, not to
+who waits: an input whose job was cancelled keeps its limits, and has them made shorter.
+"""
 
 from __future__ import annotations
 
@@ -6,107 +11,196 @@ import asyncio
 import heapq
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from whisperd.errors import WhisperdError
-from whisperd.jobs import Samples
+from whisperd.log import log
+from whisperd.media.answers import Nonsense, Prepared, digest_of, failure_of, prepared_of
 from whisperd.worker import Callbacks, Worker, WorkerLost
+
+__all__ = ["MediaPool", "Prepared"]
 
 # One thread each: several workers side by side use the cores, and a client's audio gains little from more.
 _ENVIRON = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _RANK = {"interactive": 0, "normal": 1, "bulk": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a media worker made of an input. `windows` are [start, stop) in samples."""
-
-    samples: Samples
-    duration_s: float
-    speech_s: float
-    windows: list[tuple[int, int]]
-    sure_speech_s: list[float]  # of each window: seconds that the detector is sure of
-    speech_stop: list[int]  # of each window: the sample behind the last sure speech
-    media_ms: float
-    vad_ms: float
-    warnings: list[str]
+ABANDONED_GRACE_S = 2.0  # for input that nobody waits for any more: most is done by then, and a restart costs a second
+START_AGAIN_S = 30.0  # between two tries with a worker that does not start
 
 
 class _Seat:
-    """One media worker and the job in its hands."""
+    """One media worker and the input in its hands.
 
-    def __init__(self, pool: MediaPool) -> None:
+    It is free, given (`taken`, nothing sent yet) or at work (`_request` is set) until the worker has answered or died.
+    """
+
+    def __init__(self, pool: MediaPool, module: str) -> None:
         self.pool = pool
-        self.taken = False  # given to a job, from then until the worker has answered or died
-        self.task: asyncio.Future[Prepared] | None = None
-        self.on_digest: Callable[[str], None] | None = None
+        self.taken = False
+        self._request: dict[str, Any] | None = None
+        self._answer: asyncio.Future[Prepared] | None = None  # None too when nobody waits for it any more
+        self._waiter: asyncio.Task[Any] | None = None
+        self._on_digest: Callable[[str], None] | None = None  # None once the hash was heard
+        self._limit: asyncio.TimerHandle | None = None
+        self._failed_at: float | None = None  # when the worker was given up
         self.worker = Worker(
-            "media",
-            "whisperd.media.worker",
-            Callbacks(self._ready, self._message, self._lost, self._failed),
-            environ=_ENVIRON,
+            "media", module, Callbacks(self._ready, self._message, self._lost, self._failed), environ=_ENVIRON
         )
+
+    def begin(
+        self, request: dict[str, Any], fd: int, on_digest: Callable[[str], None], limit_s: float, hang_s: float
+    ) -> asyncio.Future[Prepared]:
+        """Hands the input over to the worker; to be called by the task that will wait for the answer.
+
+        Raises WorkerLost when there is no worker, OSError when there are no descriptors: nothing is begun then.
+        """
+        self.worker.send(request, [fd])
+        loop = asyncio.get_running_loop()
+        self._request = request
+        self._answer = answer = loop.create_future()
+        self._waiter = asyncio.current_task()
+        self._on_digest = on_digest
+        self._limit = loop.call_later(limit_s, self._too_long, limit_s)
+        self.worker.expect_beats(hang_s)
+        return answer
+
+    def release(self) -> None:
+        """Given in vain."""
+        self.taken = False
+        self.pool.seat_freed()
+
+    def abandon(self, answer: asyncio.Future[Prepared], grace_s: float) -> None:
+        """Nobody waits for `answer` any more. The worker may finish within the grace, so as not to be replaced."""
+        if answer.done() and not answer.cancelled() and answer.exception() is None:
+            answer.result().samples.close()  # it came in the same moment
+        if self._answer is answer:
+            self._answer = None
+            self._stop_limit()
+            self._limit = asyncio.get_running_loop().call_later(grace_s, self._end, "its job is over")
+
+    def start(self) -> None:
+        self._failed_at = None
+        self.worker.start()
+
+    def start_again(self) -> None:
+        """Another try with a worker that was given up, unless the last one was just now."""
+        if self._failed_at is not None and asyncio.get_running_loop().time() - self._failed_at >= START_AGAIN_S:
+            self.start()
+
+    async def stop(self) -> None:
+        self._stop_limit()
+        await self.worker.stop()
+
+    def _too_long(self, limit_s: float) -> None:
+        text = f"decoding took longer than {limit_s:g} s (setting max_decode_s)"
+        self._end("took longer than max_decode_s for one input", WhisperdError("audio_too_long", text))
+
+    def _end(self, reason: str, outcome: WhisperdError | None = None, blame: bool = False) -> None:
+        """Ends the worker, and with it what it has in hand. Without blame it is replaced as if it had never crashed."""
+        if outcome and self._answer and not self._answer.done():
+            self._answer.set_exception(outcome)
+        self.worker.kill(reason, blame=blame)
 
     def _ready(self, _message: dict[str, Any]) -> None:
         self.pool.seat_freed()
 
     def _lost(self, reason: str) -> None:
-        self._settle(WorkerLost(reason))
+        if self._request is not None:  # else it was free, or will be found dead by whom it was given to
+            self._settle(WorkerLost(reason))
 
     def _failed(self, _kind: str, message: str) -> None:
+        self._failed_at = asyncio.get_running_loop().time()
         self.pool.seats_failed(message)
 
     def _settle(self, outcome: Prepared | Exception) -> None:
-        task, self.task, self.taken = self.task, None, False
+        answer, self._answer, self._request, self.taken = self._answer, None, None, False
+        self._waiter = self._on_digest = None
+        self._stop_limit()
         self.worker.expect_beats(None)
-        if task is None or task.done():
+        if answer is None or answer.done():
             if isinstance(outcome, Prepared):
                 outcome.samples.close()
         elif isinstance(outcome, Exception):
-            task.set_exception(outcome)
+            answer.set_exception(outcome)
         else:
-            task.set_result(outcome)
+            answer.set_result(outcome)
         self.pool.seat_freed()
 
+    def _stop_limit(self) -> None:
+        if self._limit:
+            self._limit.cancel()
+            self._limit = None
+
     def _message(self, message: dict[str, Any], fds: list[int]) -> None:
-        event = message["event"]
-        if event == "digest" and self.on_digest:
-            self.on_digest(message["digest"])
-        elif event == "prepared" and len(fds) == 1:
-            self.worker.praise()
-            count = os.fstat(fds[0]).st_size // 4
-            self._settle(
-                Prepared(
-                    Samples(fds[0], count),
-                    message["duration_s"],
-                    message["speech_s"],
-                    [(start, stop) for start, stop in message["windows"]],
-                    message["sure_speech_s"],
-                    message["speech_stop"],
-                    message["media_ms"],
-                    message["vad_ms"],
-                    message["warnings"],
-                )
-            )
+        kept = False
+        try:
+            outcome = self._understand(message, fds)
+            kept = isinstance(outcome, Prepared)
+        except Nonsense as error:
+            self._end(f"it sent {error}", blame=True)
             return
-        elif event == "failed":
+        finally:
+            if not kept:
+                for fd in fds:
+                    os.close(fd)
+        if outcome:
             self.worker.praise()
-            self._settle(WhisperdError(message["kind"], message["message"]))
-        for fd in fds:
-            os.close(fd)
+            self._settle(outcome)
+
+    def _understand(self, message: dict[str, Any], fds: list[int]) -> Prepared | Exception | None:
+        """The input's outcome, if the message brings it. Raises Nonsense."""
+        request, event = self._request, message.get("event")
+        if request is None or message.get("job") != request["job"]:
+            raise Nonsense("a message about an input that it does not have")
+        if event == "prepared":
+            return prepared_of(message, fds, request)
+        if event == "failed":
+            return failure_of(message)
+        if event == "dropped" and self._on_digest is None and self._answer is None:
+            return asyncio.CancelledError("its job is over")  # type: ignore[return-value] # nobody hears it
+        if event == "digest" and self._on_digest:
+            self._heard_digest(request, digest_of(message))
+        elif event != "beat":
+            raise Nonsense("an event out of place")
+        return None
+
+    def _heard_digest(self, request: dict[str, Any], digest: str) -> None:
+        """Tells the job what its content is, then the worker whether that is still wanted."""
+        on_digest, self._on_digest = self._on_digest, None
+        try:
+            if on_digest and self._wanted():
+                on_digest(digest)
+        except Exception as error:  # a fault of ours: it is this job's alone
+            log.exception("a job could not take its digest", job=request["job"])
+            if self._answer and not self._answer.done():
+                self._answer.set_exception(error)
+        self.worker.send({"op": "go" if self._wanted() else "drop", "job": request["job"]})
+
+    def _wanted(self) -> bool:
+        """Whether somebody waits. A task that was cancelled just now does not, although it has yet to find out."""
+        waits = self._answer is not None and not self._answer.done()
+        return waits and not (self._waiter and self._waiter.cancelling())
 
 
 class MediaPool:
     """`count` media workers. Waiting is by priority, then by arrival."""
 
-    def __init__(self, count: int, hang_timeout_s: float, decode_timeout_s: float) -> None:
+    def __init__(
+        self,
+        count: int,
+        hang_timeout_s: float,
+        decode_timeout_s: float,
+        *,
+        abandoned_grace_s: float = ABANDONED_GRACE_S,
+        module: str = "whisperd.media.worker",
+    ) -> None:
         self._hang_timeout_s = hang_timeout_s
         self._decode_timeout_s = decode_timeout_s
-        self._seats = [_Seat(self) for _ in range(count)]
+        self._abandoned_grace_s = abandoned_grace_s
+        self._seats = [_Seat(self, module) for _ in range(count)]
         self._line: list[tuple[int, int, asyncio.Future[_Seat]]] = []
         self._arrivals = 0
         self._paused = False
+        self._failure = ""  # why the last worker was given up
 
     @property
     def workers(self) -> list[Worker]:
@@ -118,10 +212,10 @@ class MediaPool:
 
     def start(self) -> None:
         for seat in self._seats:
-            seat.worker.start()
+            seat.start()
 
     async def stop(self) -> None:
-        await asyncio.gather(*(seat.worker.stop() for seat in self._seats))
+        await asyncio.gather(*(seat.stop() for seat in self._seats))
 
     def pause(self, paused: bool) -> None:
         """While paused, no further input is begun; what workers have in hand is finished."""
@@ -131,51 +225,43 @@ class MediaPool:
     async def prepare(
         self, message: dict[str, Any], fd: int, priority: str, on_digest: Callable[[str], None]
     ) -> Prepared:
-        """Decodes one input. The caller keeps `fd`. `on_digest` hears the content's hash before decoding begins.
+        """Decodes one input. The caller keeps `fd`. `on_digest` hears the content's hash before decoding begins; if it
+        cancels the task that waits here, nothing is decoded.
 
-        Raises WhisperdError for what is wrong with the audio, WorkerLost if the worker died of it or beside it.
+        Raises WhisperdError for what is wrong with the audio, WorkerLost if the worker died with it in hand, OSError
+        if there are no descriptors left.
         """
-        seat = await self._acquire(priority)
+        self._arrivals += 1
+        place = _RANK[priority], self._arrivals
+        while True:
+            seat = await self._acquire(place)
+            try:
+                answer = seat.begin(message, fd, on_digest, self._decode_timeout_s, self._hang_timeout_s)
+                break
+            except WorkerLost:  # between being given and being used: nothing was sent, so it did not die of this
+                seat.release()
+            except BaseException:
+                seat.release()
+                raise
         try:
-            seat.worker.send(message, [fd])
-        except BaseException:
-            seat.taken = False
-            raise
-        seat.task = task = asyncio.get_running_loop().create_future()
-        seat.on_digest = on_digest
-        seat.worker.expect_beats(self._hang_timeout_s)
-        try:
-            async with asyncio.timeout(self._decode_timeout_s):
-                return await asyncio.shield(task)
-        except TimeoutError:
-            seat.task = None  # its death is no news to anybody
-            seat.worker.kill("took longer than max_decode_s for one input")
-            raise WhisperdError(
-                "audio_too_long", f"decoding took longer than {self._decode_timeout_s:g} s (setting max_decode_s)"
-            ) from None
+            return await answer
         except asyncio.CancelledError:
-            # The job is over. The worker's answer, if one comes, finds nobody and gives its memory back.
-            task.add_done_callback(_drop)
+            seat.abandon(answer, self._abandoned_grace_s)
             raise
 
-    async def _acquire(self, priority: str) -> _Seat:
-        if not self._line:
-            for seat in self._seats:
-                if seat.worker.state == "failed":
-                    seat.worker.start()  # someone wants it again: another try
-            free = self._free()
-            if free:
-                free.taken = True
-                return free
+    async def _acquire(self, place: tuple[int, int]) -> _Seat:
+        for seat in self._seats:
+            seat.start_again()  # somebody wants it
+        if self._all_failed():
+            raise WhisperdError("worker_lost", self._failure)
         turn: asyncio.Future[_Seat] = asyncio.get_running_loop().create_future()
-        self._arrivals += 1
-        heapq.heappush(self._line, (_RANK[priority], self._arrivals, turn))
+        heapq.heappush(self._line, (*place, turn))
+        self.seat_freed()
         try:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                turn.result().taken = False
-                self.seat_freed()
+                turn.result().release()
             raise
 
     def _free(self) -> _Seat | None:
@@ -193,13 +279,12 @@ class MediaPool:
 
     def seats_failed(self, message: str) -> None:
         """A worker does not start; when none is left, nobody waits in vain."""
-        if all(seat.worker.state == "failed" for seat in self._seats):
+        self._failure = message
+        if self._all_failed():
             line, self._line = self._line, []
             for _, _, turn in line:
                 if not turn.done():
                     turn.set_exception(WhisperdError("worker_lost", message))
 
-
-def _drop(task: asyncio.Future[Prepared]) -> None:
-    if not task.cancelled() and task.exception() is None:
-        task.result().samples.close()
+    def _all_failed(self) -> bool:
+        return all(seat.worker.state == "failed" for seat in self._seats)

@@ -85,6 +85,11 @@ class VerifyReport:
         return all(known) if known else None
 
 
+def is_path(name: str) -> bool:
+    """Whether `resolve` would take the name for a directory on this machine, or might."""
+    return name.startswith(("/", ".", "~")) or ("/" in name and _is_directory(name))
+
+
 def resolve(name: str) -> ModelInfo:
     """Raises WhisperdError(model_not_found) for a name that means nothing here, and says what would."""
     if name == FAKE:
