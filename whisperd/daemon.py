@@ -277,8 +277,9 @@ class Daemon:
         await asyncio.gather(self._media.stop(), self._service.fleet.stop())
         await asyncio.to_thread(self._store.close, _FLUSH_S)
         log.info("stopped", exit_code=self._exit_code)
-        if intake.stuck():
-            os._exit(self._exit_code)  # the interpreter would wait for a thread that waits for a dead disk
+        if self._exit_code == EXIT_GAVE_UP or intake.stuck():
+            # The interpreter would wait for a thread that looks for a model, or waits for a dead disk.
+            os._exit(self._exit_code)
 
     async def _flush(self, links: list[Link]) -> bool:
         """Whether all clients have taken their replies. A second signal leaves them a moment and no more."""

@@ -51,8 +51,6 @@ class FakeMedia(MediaPool):
         super().__init__(0, 1.0, 1.0)
         self._worker = Worker("media", "whisperd.testing", callbacks=None)  # type: ignore[arg-type]
         self._worker.state = "ready"  # for `status` and `health`: there is no process
-        self._goes_on = asyncio.Event()
-        self._goes_on.set()
 
     @property
     def workers(self) -> list[Worker]:
@@ -60,13 +58,6 @@ class FakeMedia(MediaPool):
 
     def start(self) -> None:
         """Nothing to start."""
-
-    def pause(self, paused: bool) -> None:
-        super().pause(paused)
-        if paused:
-            self._goes_on.clear()
-        else:
-            self._goes_on.set()
 
     async def stop(self) -> None:
         """Nothing to stop."""
@@ -77,8 +68,6 @@ class FakeMedia(MediaPool):
         data = os.pread(fd, os.fstat(fd).st_size, 0)
         asyncio.get_running_loop().call_soon(on_digest, digest_of(data))
         await asyncio.sleep(0)  # it may end the job: as with real workers, not from inside the job's own task
-        while not self._goes_on.is_set():
-            await self._goes_on.wait()
         if not data or data.startswith(b"BAD"):
             raise WhisperdError("audio_unreadable", "the fake media stage was told that this is bad")
         samples = max(1, len(data) * SAMPLE_RATE // _BYTES_PER_SECOND)

@@ -137,12 +137,12 @@ class Worker:
         """The worker finished something: earlier crashes do not count against it any more."""
         self._crashes = 0
 
-    def kill(self, reason: str) -> None:
-        """Ends the process now; it is replaced like any that died."""
+    def kill(self, reason: str, blame: bool = True) -> None:
+        """Ends the process now; it is replaced like any that died. Without `blame` it does not count as a crash."""
         if self._process and self._process.poll() is None:
             log.warning("killing worker", kind=self.kind, pid=self.pid, reason=reason)
             self._process.kill()
-        self._gone(reason)
+        self._gone(reason, blame)
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Ends the process for good: by closing its channel, by force after the grace. No successor comes."""
@@ -168,7 +168,10 @@ class Worker:
         self.beat(batch if isinstance(batch, int) else None)
         if self.state != "starting":
             self.callbacks.message(message, fds)
-        elif message.get("event") == "ready":
+            return
+        for fd in fds:
+            os.close(fd)  # nothing was asked for yet
+        if message.get("event") == "ready":
             self.state = "ready"
             self._rearm(None)
             self._start_failures = 0
@@ -177,7 +180,7 @@ class Worker:
         elif message.get("event") == "failed":
             self._give_up(str(message.get("kind")), str(message.get("message")))
 
-    def _gone(self, reason: str) -> None:
+    def _gone(self, reason: str, blame: bool = True) -> None:
         """The channel closed or we killed it. Decides between a successor, now or later, and giving up."""
         if self.state not in ("starting", "ready"):
             return
@@ -196,7 +199,7 @@ class Worker:
         elif loop.time() - self._ready_at > _STEADY_S:
             self._crashes = 0
         delay_s = backoff_s(self._crashes + self._start_failures)
-        self._crashes += was_ready
+        self._crashes += was_ready and blame
         self.restarts += 1
         self._rearm(loop.call_later(delay_s * random.uniform(0.5, 1.0), self._restart))
         if was_ready:

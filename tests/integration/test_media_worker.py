@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from whisperd.channel import Channel, ChannelClosed
+from whisperd.media.answers import digest_of, failure_of, prepared_of
 
 SPEECH = Path(__file__).resolve().parents[2].parent / "shared" / "speech"
 pytestmark = pytest.mark.integration
@@ -51,16 +52,21 @@ class MediaWorker:
         self.ready, _ = self.channel.receive()
         self.sent = 0
 
-    def prepare(self, fd: int, **changes: Any) -> tuple[dict[str, Any], list[int], list[dict[str, Any]]]:
-        """Sends a job and waits. Returns the answer, its descriptors, and all that came before."""
+    def prepare(
+        self, fd: int, word: str = "go", **changes: Any
+    ) -> tuple[dict[str, Any], list[int], list[dict[str, Any]]]:
+        """Sends a job, gives the word at its digest, and waits. Returns the answer, its descriptors, and all that came
+        before."""
         self.sent += 1
         self.channel.send({**REQUEST, "job": str(self.sent), **changes}, [fd])
         before = []
         while True:
             message, fds = self.channel.receive()
             assert message["job"] == str(self.sent)
-            if message["event"] in ("prepared", "failed"):
+            if message["event"] in ("prepared", "failed", "dropped"):
                 return message, fds, before
+            if message["event"] == "digest":
+                self.channel.send({"op": word, "job": str(self.sent)})
             before.append(message)
 
     def prepare_file(self, path: Path, **changes: Any) -> tuple[dict[str, Any], list[int], list[dict[str, Any]]]:
@@ -132,6 +138,30 @@ def test_speech_comes_back_as_samples_and_windows(worker: MediaWorker) -> None:
     assert answer["media_ms"] > 0
     assert answer["vad_ms"] > 0
     assert answer["warnings"] == []
+
+
+def test_nothing_is_decoded_before_the_supervisor_says_so(worker: MediaWorker) -> None:
+    """Content that is known as deadly is let go, without a death; the worker takes the next."""
+    fd = memory_file(b"no audio at all" * 100)
+    answer, fds, before = worker.prepare(fd, word="drop")
+    assert (answer, fds) == ({"event": "dropped", "job": "1"}, [])
+    assert [message["event"] for message in before] == ["digest"]
+    assert worker.prepare(fd)[0]["kind"] == "audio_unreadable"
+    assert worker.prepare(fd, word="perhaps")[0]["kind"] == "internal"
+    os.close(fd)
+
+
+def test_what_the_worker_says_is_what_the_supervisor_takes(worker: MediaWorker) -> None:
+    """The check of untrusted answers fits the real ones, and the client's word for speech is never faint."""
+    fd = memory_file(wav_header(3200) + bytes(3200))
+    answer, fds, before = worker.prepare(fd, vad=False)
+    assert len(digest_of(before[0])) == 32
+    prepared = prepared_of(answer, fds, REQUEST)
+    assert (prepared.duration_s, prepared.windows, prepared.sure_speech_s) == (0.1, [(0, 1600)], [30.0])
+    prepared.samples.close()
+    os.ftruncate(fd, 0)
+    assert failure_of(worker.prepare(fd)[0]).kind == "audio_unreadable"
+    os.close(fd)
 
 
 @needs_speech
@@ -275,6 +305,7 @@ def test_the_worker_ends_when_the_channel_closes(worker: MediaWorker) -> None:
     fd = memory_file(wav_header(200 << 20))
     os.ftruncate(fd, 200 << 20)
     worker.channel.send({**REQUEST, "job": "1", "max_audio_s": 36_000.0}, [fd])
+    worker.channel.send({"op": "go", "job": "1"})
     os.close(fd)
     assert worker.end()[0] == 0
 

@@ -483,6 +483,20 @@ class AnyUse(RuleBasedStateMachine):
                 self.line.add_suspect(window)
                 self.suspects.append(window)
 
+    @precondition(lambda self: self.out)
+    @rule(which=st.integers(0, 100))
+    def come_back(self, which: int) -> None:
+        """The batch could not be sent: what is still wanted waits again, as it was."""
+        for window in self.out.pop(which % len(self.out)):
+            if window.job in self.over:
+                continue
+            if window.suspect:
+                self.line.add_suspect(window)
+                self.suspects.append(window)
+            else:
+                self.line.add([window])
+                self.waiting.add(window)
+
     @rule()
     def serve_suspect(self) -> None:
         """In the order in which they came back."""

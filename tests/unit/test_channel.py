@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from whisperd.channel import (
     FDS_MAX,
     MESSAGE_MAX_BYTES,
+    OUT_OF_DESCRIPTORS,
     AsyncChannel,
     Channel,
     ChannelClosed,
@@ -405,5 +407,26 @@ def test_more_descriptors_than_allowed_are_cut_off_by_the_kernel_and_end_the_cha
             os.close(fd)
         await listener.news()
         assert len(listener.ends) == 1
+
+    with_listener(test)
+
+
+def test_a_message_that_we_have_no_descriptors_for_is_told_as_our_own_shortage() -> None:
+    """The kernel cuts them off; what of them came is closed, and the sender is not said to have lied."""
+
+    async def test(listener: Listener) -> None:
+        fds = [memory_file("samples") for _ in range(3)]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(fds[0])
+        os.close(free)
+        socket.send_fds(listener.theirs, [encode_frame({"event": "prepared"}, fds)], fds)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))  # room for one of the three
+        try:
+            await listener.news()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in fds:
+            os.close(fd)
+        assert (listener.messages, listener.ends) == ([], [OUT_OF_DESCRIPTORS])
 
     with_listener(test)

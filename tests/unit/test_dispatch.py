@@ -18,7 +18,7 @@ from whisperd.errors import WhisperdError
 from whisperd.inference.process import BatchFailed, ModelTraits
 from whisperd.jobs import Job, State, Window
 from whisperd.messages import DecodeOptions, WindowResult
-from whisperd.worker import Worker, WorkerLost
+from whisperd.worker import NotSent, Worker, WorkerLost
 
 HEARD = WindowResult((), "en", 0.9, 1.0)
 
@@ -96,6 +96,7 @@ class Ledger:
         self.done: list[Window] = []
         self.failed: list[tuple[Window, str]] = []
         self.started: list[tuple[Window, int]] = []
+        self.returned: list[Window] = []
         self.batches: list[int] = []
         self.unusable: set[str] = set()  # jobs whose results raise
         self.dispatcher: Dispatcher
@@ -103,6 +104,11 @@ class Ledger:
     def window_started(self, window: Window, batch_rows: int) -> None:
         assert not window.job.over
         self.started.append((window, batch_rows))
+
+    def window_returned(self, window: Window) -> None:
+        assert not window.job.over
+        assert window in [started for started, _ in self.started]
+        self.returned.append(window)
 
     def window_done(self, window: Window, result: WindowResult) -> None:
         assert not window.job.over
@@ -172,6 +178,20 @@ class Stage:
                 flight.land()
         await settle()
 
+    async def not_sent(self) -> None:
+        """Nothing that was handed out could be sent."""
+        for flight in list(self.engine.flights):
+            flight.fail(NotSent("out of descriptors"))
+        await settle()
+
+    async def go_on(self) -> None:
+        """The pause after that is over, without waiting for it."""
+        pause = self.dispatcher._pause
+        assert pause is not None
+        pause.cancel()
+        self.dispatcher._go_on()
+        await settle()
+
     def in_air(self) -> list[list[str]]:
         """The jobs of each batch in the engine."""
         return [flight.names for flight in self.engine.flights]
@@ -202,7 +222,6 @@ def test_an_idle_engine_gets_work_at_once_and_what_queues_up_meanwhile_together(
         assert stage.in_air() == [["a", "b", "c"]]
         await stage.finish()
         assert stage.ledger.batches == [1, 3]
-        assert (stage.dispatcher.batches, stage.dispatcher.rows) == (2, 4)
         assert [rows for _, rows in stage.ledger.started] == [1, 3, 3, 3]
 
     run(test)
@@ -421,6 +440,83 @@ def test_one_bad_window_ends_its_job_once() -> None:
         assert stage.engine.lives <= 1 + 2 * ALONE_TRIES
         assert [kind for _, kind in stage.ledger.failed] == ["poison_input"]
         assert stage.dispatcher.idle
+
+    run(test)
+
+
+# -- batches that were never sent --------------------------------------------------------------------------------
+
+
+def test_a_batch_that_was_not_sent_goes_back_into_the_line_and_counts_as_no_death() -> None:
+    """However often: its windows wait as what they were, together, and are handed out again."""
+
+    async def test() -> None:
+        stage = Stage()
+        jobs = await stage.together("a", "b", "c")
+        for times in range(1, ALONE_TRIES + 3):
+            await stage.not_sent()
+            assert stage.in_air() == []
+            assert [window.job.id for window in stage.ledger.returned] == ["a", "b", "c"] * times
+            assert not any(window.suspect or window.deaths_alone for job in jobs for window in job.windows)
+            await stage.go_on()
+            assert stage.in_air() == [["a", "b", "c"]]
+        await stage.finish()
+        assert stage.ledger.names == ["a", "b", "c", "plug"]
+        assert stage.ledger.failed == []
+
+    run(test)
+
+
+def test_what_could_not_be_sent_is_not_tried_again_in_a_busy_loop() -> None:
+    """Other news do not cut the pause short, and a cancelled job does not come back from it."""
+
+    async def test() -> None:
+        stage = Stage()
+        (job,) = await stage.together("a")
+        await stage.not_sent()
+        for name in "bc":
+            stage.add(make_job(name))
+            stage.dispatcher.pump()
+            await settle()
+        assert stage.in_air() == []
+        assert not stage.dispatcher.idle
+        stage.ledger.end(job, State.CANCELLED)
+        await stage.go_on()
+        assert stage.in_air() == [["b", "c"]]
+        await stage.finish()
+
+    run(test)
+
+
+def test_a_suspect_that_was_not_sent_is_still_tried_alone() -> None:
+    """And is given up only after its own deaths."""
+
+    async def test() -> None:
+        stage = Stage()
+        await stage.together("a", "b")
+        await stage.engine.die()
+        for _ in range(ALONE_TRIES + 1):
+            assert [len(names) for names in stage.in_air()] == [1]
+            await stage.not_sent()
+            await stage.go_on()
+        await stage.finish()
+        assert stage.ledger.names == ["a", "b", "plug"]
+
+    run(test)
+
+
+def test_a_window_that_waits_again_after_a_death_is_said_to_wait() -> None:
+    """As often as it is started again: its deadline counts while it waits."""
+
+    async def test() -> None:
+        stage = Stage()
+        stage.add(make_job("a"))
+        await settle()
+        await stage.engine.die()
+        assert (len(stage.ledger.started), len(stage.ledger.returned)) == (2, 1)
+        await stage.engine.die()
+        assert stage.ledger.kinds == {"a": "poison_input"}
+        assert len(stage.ledger.returned) == 1, "it is over, not waiting"
 
     run(test)
 

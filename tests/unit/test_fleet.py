@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from house import House, audio, run, settle
@@ -13,8 +14,9 @@ from house import House, audio, run, settle
 from whisperd.errors import WhisperdError
 from whisperd.inference.process import ModelTraits
 from whisperd.jobs import Window
+from whisperd.media.pool import Prepared
 from whisperd.messages import WindowResult
-from whisperd.testing import FakeEngine, digest_of
+from whisperd.testing import FakeEngine, FakeMedia, digest_of
 from whisperd.worker import WorkerLost
 
 
@@ -57,6 +59,20 @@ class QuickEngine(SlowEngine):
     def start(self) -> None:
         super().start()
         self.become_ready()
+
+
+class HeldMedia(FakeMedia):
+    """Media workers that begin when they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = asyncio.Event()
+
+    async def prepare(
+        self, message: dict[str, Any], fd: int, priority: str, on_digest: Callable[[str], None]
+    ) -> Prepared:
+        await self.held.wait()
+        return await super().prepare(message, fd, priority, on_digest)
 
 
 class Nursery:
@@ -289,11 +305,11 @@ def test_a_model_that_is_unloaded_while_audio_is_decoded_for_it_is_loaded_again(
         async with House(QuickEngine) as house:
             await house.loaded()
             client = house.client()
-            house.media.pause(True)  # the audio takes its time
+            media = house.service.pipeline._media = HeldMedia()  # the audio takes its time
             id = client.transcribe(audio(1.0, "patient"))
             await settle(50)
             await client.call("models.unload", model="fake")
-            house.media.pause(False)
+            media.held.set()
             assert (await client.result(id))["text"].startswith(digest_of(audio(1.0, "patient")))
             assert len(house.engines["fake"]) == 2
             house.in_order()

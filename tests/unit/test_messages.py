@@ -81,8 +81,9 @@ def test_words_are_written_only_where_they_were_asked_for() -> None:
     assert dataclasses.replace(segment, words=()).to_wire()["words"] == []
 
 
-@pytest.mark.parametrize("value", [DecodeOptions(), Segment(0, 0.0, 1.0, "a", 0.0, 0.0, 1.0, 0.0)])
-def test_values_cannot_be_changed(value: Any) -> None:
+def test_values_cannot_be_changed() -> None:
     """They are shared between jobs and batches."""
     with pytest.raises(dataclasses.FrozenInstanceError):
-        value.text = "b"
+        DecodeOptions().beam_size = 1  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Word(" a", 0.0, 1.0, 0.9).word = "b"  # type: ignore[misc]

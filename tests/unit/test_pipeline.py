@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -618,7 +620,8 @@ def test_an_engine_that_always_fails_is_internal_and_not_remembered() -> None:
     run(test)
 
 
-def test_a_result_that_cannot_be_used_is_internal_for_its_own_job() -> None:
+@pytest.mark.parametrize("render", [[], ["txt"]])
+def test_a_result_that_cannot_be_used_is_internal_for_its_own_job(render: list[str]) -> None:
     """An engine that says what nobody can write down must not stop the others."""
 
     class Odd(FakeEngine):
@@ -634,7 +637,7 @@ def test_a_result_that_cannot_be_used_is_internal_for_its_own_job() -> None:
         async with House(Odd) as house:
             (await house.loaded()).gate.clear()
             client = house.client()
-            ids = [client.transcribe(audio(), id) for id in ("a", "odd", "b")]
+            ids = [client.transcribe(audio(), id, render=render) for id in ("a", "odd", "b")]
             await settle(50)
             house.engine.gate.set()
             assert (await client.error("odd"))["kind"] == "internal"
@@ -694,6 +697,55 @@ def test_poison_that_is_long_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -
             assert engine.deaths == deaths
             await client.error(client.transcribe(audio(1.0, "DEADLY 1")))
             assert engine.deaths > deaths
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("what?"), "internal"),
+        (OSError(errno.EIO, "Input/output error"), "internal"),
+        (OSError(errno.EMFILE, "Too many open files"), "overloaded"),
+        (OSError(errno.ENOSPC, "No space left on device"), "overloaded"),
+    ],
+)
+def test_what_nobody_foresaw_fails_one_job(error: Exception, kind: str) -> None:
+    """As `internal`, or, where the machine ran short of something, with the advice to come back."""
+
+    class Unlucky(FakeMedia):
+        async def prepare(
+            self, message: dict[str, Any], fd: int, priority: str, on_digest: Callable[[str], None]
+        ) -> Prepared:
+            if os.pread(fd, 7, 0) == b"UNLUCKY":
+                raise error
+            return await super().prepare(message, fd, priority, on_digest)
+
+    async def test() -> None:
+        async with House() as house:
+            house.service.pipeline._media = Unlucky()
+            client = house.client()
+            bad, good = client.transcribe(audio(1.0, "UNLUCKY")), client.transcribe()
+            told = await client.error(bad)
+            assert (told["kind"], told["retryable"]) == (kind, True)
+            await client.result(good)
+            house.in_order()
+
+    run(test)
+
+
+def test_rows_that_were_decoded_again_are_counted_by_the_reason() -> None:
+    """The operator sees how often the short context did not do."""
+
+    class Doubtful(FakeEngine):
+        async def submit(self, windows: Sequence[Window]) -> list[WindowResult]:
+            return [replace(result, retried="repeats") for result in await super().submit(windows)]
+
+    async def test() -> None:
+        async with House(Doubtful) as house:
+            client = house.client()
+            await client.result(client.transcribe(audio(3.0)))
+            assert (await client.call("metrics.current"))["rows_retried"] == {"repeats": 3}
 
     run(test)
 

@@ -580,6 +580,26 @@ def test_a_socket_client_over_its_quota_is_told_when_to_come_back() -> None:
     run(test)
 
 
+def test_what_would_pile_up_for_a_client_that_does_not_read_waits_until_it_does() -> None:
+    """On stdio, where replies cannot be left out and the parent cannot be dropped for being slow."""
+
+    async def test() -> None:
+        async with House() as house:
+            parent, other = house.client(stdio=True), house.client()
+            parent.link.unread = 2 << 20
+            id = parent.transcribe()
+            await other.result(other.transcribe())
+            assert (len(parent.session.backlog), parent.replies) == (1, [])
+            parent.link.unread = 0
+            parent.session.drained()
+            await parent.result(id)
+            parent.session.lost()
+            parent.session.drained()
+            house.in_order()
+
+    run(test)
+
+
 # -- leaving -----------------------------------------------------------------------------------------------------
 
 
@@ -644,6 +664,43 @@ def test_after_a_half_close_the_replies_still_come_and_then_the_connection_is_cl
             await client.result(id)
             assert client.link.closed
             assert house.service.sessions == {parent.session}
+
+    run(test)
+
+
+def test_a_client_that_has_not_read_all_when_its_connection_is_closed_is_waited_for() -> None:
+    """It is owed nothing, but what it was sent is still on its way."""
+
+    async def test() -> None:
+        async with House() as house:
+            client = house.client()
+            id = client.transcribe()
+            client.session.ended()
+            client.link.unread = 500
+            await client.result(id)
+            assert client.link.closed
+            assert house.service.sessions == set()
+            await settle()
+            assert house.service.closing == set()  # this link says at once that everything was read
+            house.in_order()
+
+    run(test)
+
+
+def test_a_store_that_breaks_costs_nobody_a_reply() -> None:
+    """Nor the next one its turn."""
+
+    class Broken:
+        def record_request(self, _row: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    async def test() -> None:
+        async with House(queue_max=1) as house:
+            house.service.store = Broken()  # type: ignore[assignment]
+            parent = house.client(stdio=True)
+            for id in [parent.transcribe() for _ in range(3)]:
+                await parent.result(id)
+            house.in_order()
 
     run(test)
 

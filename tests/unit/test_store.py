@@ -245,6 +245,34 @@ def test_a_corrupt_file_is_set_aside_and_a_new_one_begun(open_store: Opener, pat
     assert jobs_in(path) == ["job-0"]
 
 
+@pytest.mark.parametrize("content", [b"x", b"milk, eggs\n" * 1000, b"SQLite format 3\0" + b"not ours " * 1000])
+def test_a_mistyped_name_costs_nobody_a_file(open_store: Opener, tmp_path: Path, content: bytes) -> None:
+    """What is no database, or a broken one without our mark, stays where and as it is; the reason names it."""
+    notes = tmp_path / "notes.txt"
+    notes.write_bytes(content)
+    store = open_store(notes)
+    assert not store.state.ok
+    assert "notes.txt is" in str(store.state.reason)
+    assert "left as it is" in str(store.state.reason)
+    assert notes.read_bytes() == content
+    assert store.state.set_aside is None
+    assert not list(tmp_path.glob("*.corrupt-*"))
+
+
+def test_a_broken_store_of_any_name_is_set_aside(open_store: Opener, tmp_path: Path) -> None:
+    """Our mark in what is left of its header tells that it is ours."""
+    path = tmp_path / "requests.db"
+    first = Store.open(path)
+    first.record_request(row(1))
+    first.close(WAIT_S)
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 3000)
+    store = open_store(path)
+    assert store.state.ok
+    assert store.state.set_aside is not None
+
+
 def test_corruption_found_while_writing_loses_no_queued_row(open_store: Opener, path: Path) -> None:
     """A damaged page deep in the file, found by the insert: set aside, and the row goes to the new file."""
     first = Store.open(path)

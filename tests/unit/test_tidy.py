@@ -16,12 +16,13 @@ PACKAGE = Path(__file__).resolve().parents[2] / "whisperd"
 TIERS: list[set[str]] = [
     {"errors", "messages", "jobs", "config", "models.embedded"},
     {
-        "framing", "protocol", "admission", "batching", "assemble", "render", "metrics", "histogram",
-        "media.windows", "media.containers", "inference.timestamps", "inference.repeats", "inference.attempts", "work",
+        "framing", "protocol", "admission", "batching", "assemble", "work", "render", "metrics", "histogram",
+        "media.windows", "media.containers",
+        "inference.timestamps", "inference.repeats", "inference.attempts", "inference.prompts",
     },
     {
-        "transport", "listeners", "session", "gate", "dispatch", "channel", "worker", "intake", "media", "inference", "models",
-        "store", "records", "log", "paths", "process_stats", "sandbox", "testing",
+        "transport", "listeners", "session", "gate", "dispatch", "channel", "worker", "intake", "media", "inference",
+        "models", "store", "records", "log", "paths", "process_stats", "sandbox", "testing",
     },
     {"service", "pipeline", "fleet", "control", "daemon", "client", "cli", "__main__"},
 ]  # fmt: skip

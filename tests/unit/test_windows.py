@@ -39,7 +39,7 @@ def test_audio_without_speech_becomes_no_window(length_s: float, vad: bool | str
 def test_vad_false_keeps_silence() -> None:
     """Without detection all audio is kept and counts as speech."""
     made = plan(audio((10, SILENCE)), vad=False)
-    assert made == WindowPlan((Window(0, 312 * FRAME_SAMPLES),), 312 * FRAME_SAMPLES, (9.984,), (312 * FRAME_SAMPLES,))
+    assert made == WindowPlan((Window(0, 312 * FRAME_SAMPLES),), 312 * FRAME_SAMPLES, (30.0,), (312 * FRAME_SAMPLES,))
 
 
 def test_vad_false_needs_probabilities_only_to_cut() -> None:
@@ -125,6 +125,11 @@ def test_doubtful_speech_is_told_by_its_sure_seconds() -> None:
     """A window may be speech by a single frame; the plan says so."""
     made = plan(audio((1, SILENCE), (0.5, MURMUR), (0.1, SPEECH), (1, MURMUR), (3, SILENCE)))
     assert made.sure_speech_s == pytest.approx((0.1,), abs=0.02)
+
+
+def test_what_the_client_vouches_for_is_never_faint() -> None:
+    """Half a second without the detector counts as sure speech in full."""
+    assert plan_windows([], 8000, vad=False, window_s=30.0).sure_speech_s == (30.0,)
 
 
 @pytest.mark.parametrize("vad", ["auto", True, False])

@@ -32,10 +32,16 @@ class Attempt:
 
 def token_cap(duration_s: float, frames: int, room: int) -> int:
     """Tokens that a window may have. Fast speech has five a second; a short context that runs past eight does not
-    stop by itself. With the full context the model's own limit holds, as in openai/whisper."""
+    stop by itself. With the full context only `room` counts, the model's own limit as in openai/whisper."""
     if frames >= FRAMES_MAX:
         return room
     return min(room, max(32, int(8 * duration_s) + 24))
+
+
+def generation_limit(cap: int, prompt_tokens: int) -> int:
+    """CTranslate2's `max_length` for exactly `cap` tokens of text: it writes half of what it is given, or what the
+    prompt leaves of it if that is fewer."""
+    return max(2 * cap, prompt_tokens + cap)
 
 
 def guard(attempt: Attempt, options: DecodeOptions) -> str | None:

@@ -4,7 +4,7 @@ Three things are decided here and nowhere else.
 
 *Short context.* Whisper is trained on 30 s, and padding short windows to it is most of their cost. Windows come with
 a shorter context (`frames`) whose end is silence. A model so fed sometimes fails to stop: it repeats itself or
-runs on. the guard (`attempts.guard`) finds those rows, and they alone are decoded again with the full context.
+runs on. The guard (`attempts.guard`) finds those rows, and they alone are decoded again with the full context.
 
 *Temperature fallback*, as in openai/whisper: a row that is too repetitive or too unlikely is decoded again, alone, at
 the next temperature, so that one bad row changes nothing for its neighbours.
@@ -30,9 +30,18 @@ from faster_whisper.transcribe import get_compression_ratio, get_suppressed_toke
 from faster_whisper.utils import download_model
 
 from whisperd.errors import WhisperdError
-from whisperd.inference.attempts import Attempt, guard, is_doubtful, is_silence, needs_fallback, token_cap
+from whisperd.inference.attempts import (
+    Attempt,
+    generation_limit,
+    guard,
+    is_doubtful,
+    is_silence,
+    needs_fallback,
+    token_cap,
+)
 from whisperd.inference.placement import Placement
-from whisperd.inference.rows import Row, by_context, joined, rest_begins, rest_of
+from whisperd.inference.prompts import Prompt, share_prompt
+from whisperd.inference.rows import Heard, Row, by_context, joined, rest_begins, rest_of
 from whisperd.inference.timestamps import AlignedWord, Stretch, settle_words, share_words, split_at_timestamps
 from whisperd.messages import (
     FRAMES_MAX,
@@ -101,18 +110,20 @@ class Recognizer:
     ) -> list[WindowResult]:
         """Decodes a batch. `beat` is called between the steps, so that a hang can be told from hard work."""
         began = time.perf_counter()
-        results = self._decode(rows, options, frames, beat)
-        rests = {i: cut_s for i, row in enumerate(rows) if (cut_s := rest_begins(row, results[i], options))}
+        heard = self._decode(rows, options, frames, beat)
+        results = [one.result for one in heard]
+        rests = {i: cut_s for i, row in enumerate(rows) if (cut_s := rest_begins(row, heard[i], options))}
         for rest_frames, indexes in by_context(rows, rests, options).items():
             rest_rows = [rest_of(rows[i], rests[i], results[i].language) for i in indexes]
             for i, rest in zip(indexes, self.transcribe(rest_rows, options, rest_frames, beat), strict=True):
                 results[i] = joined(results[i], rest, rests[i])
         infer_ms = (time.perf_counter() - began) * 1000
-        return [replace(result, infer_ms=infer_ms) for result in results]
+        warnings = self._prompt(options).warnings
+        return [replace(result, infer_ms=infer_ms, warnings=warnings) for result in results]
 
     def _decode(
         self, rows: Sequence[Row], options: DecodeOptions, frames: int, beat: Beat
-    ) -> list[WindowResult]:
+    ) -> list[Heard]:
         """One pass over a batch, with a second look at the rows that failed."""
         encoded = self._encode(rows, frames, beat)
         languages = self._languages(rows, encoded)
@@ -120,19 +131,21 @@ class Recognizer:
                       for (language, _), row in zip(languages, rows, strict=True)]  # fmt: skip
         attempts = self._generate(encoded, rows, tokenizers, options, options.temperatures[0], frames)
         beat()
-        results = []
+        heard = []
         for i, (row, tokenizer, attempt) in enumerate(zip(rows, tokenizers, attempts, strict=True)):
             reason = guard(attempt, options) if frames < FRAMES_MAX else None
             own, row_encoded, index = attempt, encoded, i
             if reason or needs_fallback(attempt, options):
                 own, row_encoded = self._retry(row, tokenizer, options, None if frames < FRAMES_MAX else attempt, beat)
                 reason, index = reason or "temperature", 0
-            segments = self._segments(row, tokenizer, own, options, row_encoded, index)
+            stretches = _stretches(row, tokenizer, own, options)
+            segments = self._segments(row, tokenizer, own, stretches, row_encoded, index)
             if row.options.words:
                 beat()
             language, probability = languages[i]
-            results.append(WindowResult(tuple(segments), language, probability, 0.0, reason))
-        return results
+            result = WindowResult(tuple(segments), language, probability, 0.0, reason)
+            heard.append(Heard(result, stretches[-1].end if stretches else None))
+        return heard
 
     def detect(self, rows: Sequence[Row], beat: Beat) -> list[WindowResult]:
         """Language probabilities of each row, best first, from the full context."""
@@ -183,12 +196,13 @@ class Recognizer:
             )
         return self._tokenizers[key]
 
-    def _prompt(self, tokenizer: Tokenizer, options: DecodeOptions) -> list[int]:
-        previous = tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else []
-        prompt: list[int] = self.model.get_prompt(
-            tokenizer, previous, without_timestamps=not options.timestamps, hotwords=options.hotwords
+    def _prompt(self, options: DecodeOptions) -> Prompt:
+        """The tokens of `hotwords` and `initial_prompt`, within half of the model's place for tokens."""
+        hotwords, initial = (
+            self.model.hf_tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids if text else []
+            for text in (options.hotwords, options.initial_prompt)
         )
-        return prompt
+        return share_prompt(hotwords, initial, self.model.max_length // 2 - 1)
 
     def _generate(
         self,
@@ -199,9 +213,14 @@ class Recognizer:
         temperature: float,
         frames: int,
     ) -> list[Attempt]:
-        prompts = [self._prompt(tokenizer, options) for tokenizer in tokenizers]
+        previous = list(self._prompt(options).tokens)  # the hotwords are in it: get_prompt would bound them apart
+        prompts = [
+            self.model.get_prompt(tokenizer, previous, without_timestamps=not options.timestamps)
+            for tokenizer in tokenizers
+        ]
         prompt_tokens = len(prompts[0])
-        cap = token_cap(max(row.duration_s for row in rows), frames, self.model.max_length - prompt_tokens)
+        room = min(self.model.max_length // 2, self.model.max_length - prompt_tokens)
+        cap = token_cap(max(row.duration_s for row in rows), frames, room)
         sampling: dict[str, Any] = {"beam_size": options.beam_size}
         if temperature > 0:
             # sampling_topk 0 means all tokens; its default of 1 would make every temperature greedy
@@ -210,7 +229,7 @@ class Recognizer:
         results = self.model.model.generate(
             encoded,
             prompts,
-            max_length=prompt_tokens + cap,
+            max_length=generation_limit(cap, prompt_tokens),
             return_scores=True,
             return_no_speech_prob=True,
             suppress_blank=True,
@@ -249,17 +268,15 @@ class Recognizer:
         return max(calm or tried, key=lambda attempt: attempt.avg_logprob), encoded
 
     def _segments(
-        self, row: Row, tokenizer: Tokenizer, attempt: Attempt, options: DecodeOptions, encoded: Any, index: int
+        self,
+        row: Row,
+        tokenizer: Tokenizer,
+        attempt: Attempt,
+        stretches: Sequence[Stretch],
+        encoded: Any,
+        index: int,
     ) -> list[Segment]:
-        if is_silence(attempt, options) or not attempt.text or (row.faint and is_doubtful(attempt, options)):
-            return []
-        if options.timestamps:
-            stretches = split_at_timestamps(
-                attempt.tokens, tokenizer.timestamp_begin, tokenizer.eot, round(row.duration_s, 3)
-            )
-        else:
-            stretches = [Stretch(0.0, round(row.duration_s, 3), tuple(t for t in attempt.tokens if t < tokenizer.eot))]
-        words = self._words(row, tokenizer, stretches, encoded, index) if row.options.words else None
+        words = self._words(row, tokenizer, stretches, encoded, index) if row.options.words and stretches else None
         segments = []
         for number, stretch in enumerate(stretches):
             own = words[number] if words is not None else None
@@ -296,6 +313,16 @@ class Recognizer:
             floor_s = settled[-1].end if settled else floor_s
             words.append([Word(w.word, w.start, w.end, w.probability) for w in settled])
         return words
+
+
+def _stretches(row: Row, tokenizer: Tokenizer, attempt: Attempt, options: DecodeOptions) -> list[Stretch]:
+    """The attempt's text by its timestamps, in one piece where it has none; empty where nobody is taken to speak."""
+    if is_silence(attempt, options) or not attempt.text or (row.faint and is_doubtful(attempt, options)):
+        return []
+    window_s = round(row.duration_s, 3)
+    if options.timestamps:
+        return split_at_timestamps(attempt.tokens, tokenizer.timestamp_begin, tokenizer.eot, window_s)
+    return [Stretch(0.0, window_s, tuple(token for token in attempt.tokens if token < tokenizer.eot))]
 
 
 def _pad(samples: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.float32]:

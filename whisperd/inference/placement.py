@@ -1,9 +1,20 @@
-"""Where a model runs: what "auto" and 0 come to on this machine."""
+"""Where a model runs: what "auto" and 0 come to on this machine.
+
+A container is often given less of the machine than it sees: its control group has a quota of processor time, spread
+over all cores. Lanes beyond that quota would only be stopped in turn, in the middle of their work.
+"""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+# Below /sys/fs/cgroup. Those of version 1 are usually links to one another; "unified" is version 2 beside version 1.
+_V1_PARENTS: tuple[str, ...] = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
+_V2_PARENTS: tuple[str, ...] = ("", "unified")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +32,56 @@ class Placement:
         On a CPU one thread for each of several batches gives more throughput than several threads for one; a GPU
         is filled by a single batch.
         """
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         lanes = self.lanes or (1 if device == "cuda" else cores)
         compute_type = self.compute_type
         if compute_type == "auto":
             compute_type = "float16" if device == "cuda" else "int8"
         return Placement(device, compute_type, lanes, self.threads or max(1, cores // lanes))
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may keep busy: those it may run on, and no more than its quota pays for."""
+    allowed = len(os.sched_getaffinity(0))
+    quota = cpu_quota(root)
+    return allowed if quota is None else min(allowed, max(1, math.ceil(quota)))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Cores' worth of time by the tightest quota of our control group and those around it; None: no quota."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None  # a kernel without control groups has no quotas
+    quotas = [quota for line in groups for quota in _quotas(root / "sys/fs/cgroup", line)]
+    return min(quotas, default=None)
+
+
+def _quotas(mount: Path, line: str) -> Iterator[float]:
+    """The quotas on the way up from a group, given as a line of /proc/self/cgroup: "number:controllers:path"."""
+    _, controllers, path = line.split(":", 2)
+    files: tuple[str, ...]
+    if not controllers:
+        parents, files = _V2_PARENTS, ("cpu.max",)
+    elif "cpu" in controllers.split(","):
+        parents, files = _V1_PARENTS, ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    else:
+        return
+    # ".." leads out of what a container sees of the tree
+    own = PurePosixPath(*(part for part in PurePosixPath(path).parts if part not in ("/", "..")))
+    for group in (own, *own.parents):
+        for parent in parents:
+            quota = _quota(mount / parent / group, files)
+            if quota is not None:
+                yield quota
+
+
+def _quota(group: Path, files: tuple[str, ...]) -> float | None:
+    """Quota by period of one group: "max 100000" in one file, or -1 and 100000 in two, stand for none."""
+    try:
+        figures = " ".join((group / name).read_text(encoding="ascii") for name in files).split()
+    except OSError:
+        return None  # the root group has none, and inside a container the path may be that of the outside
+    if len(figures) != 2 or not all(figure.isdigit() for figure in figures) or not int(figures[1]):
+        return None
+    return int(figures[0]) / int(figures[1])

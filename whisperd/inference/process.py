@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,11 +20,12 @@ from whisperd.errors import WhisperdError
 from whisperd.jobs import Window
 from whisperd.log import log
 from whisperd.messages import WindowResult
-from whisperd.worker import Callbacks, Worker, WorkerLost
+from whisperd.worker import Callbacks, NotSent, Worker, loss
 
 # How far beyond what such a batch usually takes an engine may be silent before it counts as hung.
 _PATIENCE = 8.0
 _RECYCLE_FACTOR, _RECYCLE_EXTRA_BYTES = 3, 1024**3
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
 class BatchFailed(Exception):
@@ -128,12 +131,17 @@ class WorkerEngine:
         return [self.worker]
 
     async def submit(self, windows: Sequence[Window]) -> list[WindowResult]:
-        """Decodes a batch of compatible windows. Raises WorkerLost or BatchFailed."""
+        """Decodes a batch of compatible windows. Raises WorkerLost (NotSent if it never went out) or BatchFailed."""
         self._numbers += 1
         number = self._numbers
         loop = asyncio.get_running_loop()
         message, fds = _batch_message(number, windows)
-        self.worker.send(message, fds)
+        try:
+            self.worker.send(message, fds)
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                raise NotSent(f"the daemon lacks resources: {error.strerror}") from error
+            raise
         cost_s = sum(window.cost_s for window in windows)
         batch = _Batch({}, len(windows), cost_s, loop.time(), loop.create_future())
         self._batches[number] = batch
@@ -145,16 +153,21 @@ class WorkerEngine:
         await self.worker.stop()
 
     def _watch(self) -> None:
-        """Silence is allowed for the floor, or a multiple of what the batches in hand usually take."""
+        """Each batch may be silent for the floor, or a multiple of what the batches in hand usually take."""
         if not self._batches:
             self.worker.expect_beats(None)
             return
         usual_s = (self._seconds_per_cost or 0.0) * sum(batch.cost_s for batch in self._batches.values())
-        self.worker.expect_beats(max(self.settings.hang_timeout_s * self._scale, _PATIENCE * usual_s))
+        limit_s = max(self.settings.hang_timeout_s * self._scale, _PATIENCE * usual_s)
+        self.worker.expect_beats(limit_s, self._batches)
 
     def _ready(self, message: dict[str, Any]) -> None:
-        self.traits = ModelTraits(message["multilingual"], frozenset(message["languages"]))
-        self._scale, self._lanes = message["scale"], message["lanes"]
+        try:
+            traits, lanes, scale = _introduction(message)
+        except (KeyError, TypeError, ValueError) as error:
+            self._senseless(error)
+            return
+        self.traits, self._lanes, self._scale = traits, lanes, scale
         self._rss_ready_bytes = self.worker.rss_bytes()
         self._recycling = False
         log.info(
@@ -162,28 +175,44 @@ class WorkerEngine:
             path=str(self.path),
             pid=self.worker.pid,
             rss_bytes=self._rss_ready_bytes,
-            **{name: message[name] for name in ("device", "compute_type", "lanes", "threads")},
+            **{name: message.get(name) for name in ("device", "compute_type", "lanes", "threads")},
         )
         self.changed()
 
     def _message(self, message: dict[str, Any], fds: list[int]) -> None:
         for fd in fds:
             os.close(fd)  # an inference worker has none to give
-        batch = self._batches.get(message["batch"])
-        if batch is None:
+        try:
+            number, event = int(message["batch"]), message["event"]
+            batch = self._batches.get(number)
+            if batch is None:
+                return
+            if event == "row":
+                batch.results[int(message["row"])] = WindowResult.from_wire(message["result"])
+        except (KeyError, TypeError, ValueError) as error:
+            self._senseless(error)
             return
-        if message["event"] == "row":
-            batch.results[message["row"]] = WindowResult.from_wire(message["result"])
-        elif message["event"] == "done":
-            self._finish(message["batch"], batch)
-        elif message["event"] == "error":
-            del self._batches[message["batch"]]
-            self._watch()
-            if not batch.done.done():
-                batch.done.set_exception(BatchFailed(message["message"]))
-            self.changed()
+        if event == "done":
+            self._finish(number, batch)
+        elif event == "error":
+            self._refused(number, batch, str(message.get("message")))
+
+    def _senseless(self, error: Exception) -> None:
+        """A worker that is not understood cannot be waited for: it is replaced, and what it had is done again."""
+        self.worker.kill(f"sent a message that makes no sense: {type(error).__name__}: {error}")
+
+    def _refused(self, number: int, batch: _Batch, reason: str) -> None:
+        del self._batches[number]
+        self._watch()
+        if not batch.done.done():
+            batch.done.set_exception(BatchFailed(reason))
+        self.changed()
 
     def _finish(self, number: int, batch: _Batch) -> None:
+        missing = [row for row in range(batch.rows) if row not in batch.results]
+        if missing:
+            self._refused(number, batch, f"the engine left out rows {missing} of {batch.rows}")
+            return
         del self._batches[number]
         elapsed_s = asyncio.get_running_loop().time() - batch.began
         rate = elapsed_s / batch.cost_s
@@ -207,13 +236,21 @@ class WorkerEngine:
         batches, self._batches = self._batches, {}
         for batch in batches.values():
             if not batch.done.done():
-                batch.done.set_exception(WorkerLost(reason))
+                batch.done.set_exception(loss(reason))
         self.changed()
 
     def _failed(self, kind: str, message: str) -> None:
         self.error = WhisperdError(kind if kind == "model_load_failed" else "model_load_failed", message)
         log.error("model does not load", path=str(self.path), reason=message)
         self.changed()
+
+
+def _introduction(message: dict[str, Any]) -> tuple[ModelTraits, int, float]:
+    """Traits, lanes and patience from a worker's `ready`. Raises KeyError, TypeError or ValueError."""
+    lanes, scale = int(message["lanes"]), float(message["scale"])
+    if lanes < 1 or not math.isfinite(scale) or scale <= 0:
+        raise ValueError(f"{lanes} lanes and a scale of {scale}")
+    return ModelTraits(bool(message["multilingual"]), frozenset(message["languages"])), lanes, scale
 
 
 def _batch_message(number: int, windows: Sequence[Window]) -> tuple[dict[str, Any], list[int]]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whisperd.batching import context_frames
-from whisperd.messages import SAMPLE_RATE, WINDOW_MAX_S, DecodeOptions, RowOptions, WindowResult
+from whisperd.messages import SAMPLE_RATE, WINDOW_MAX_S, DecodeOptions, RowOptions, Segment, WindowResult
 
 # Music and noise that the detector took for speech came to 0.2-0.6 s of it in the clips that were measured. A clip of
 # real speech may have as little, but then the model is sure of what it hears.
@@ -43,11 +43,23 @@ class Row:
         return len(self.samples) / SAMPLE_RATE
 
 
-def rest_begins(row: Row, result: WindowResult, options: DecodeOptions) -> float | None:
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What one pass made of a row, and the last timestamp that the model wrote (None: it wrote no text).
+
+    The two are apart because a segment with words ends where its last word was found, which must not decide what is
+    decoded: the text would then depend on whether words were asked for.
+    """
+
+    result: WindowResult
+    stopped_s: float | None
+
+
+def rest_begins(row: Row, heard: Heard, options: DecodeOptions) -> float | None:
     """Where the model stopped although speech goes on; None where it heard everything."""
-    if not options.timestamps or not result.segments:
+    stopped_s = heard.stopped_s
+    if not options.timestamps or stopped_s is None:
         return None
-    stopped_s = result.segments[-1].end
     left_s = min(row.speech_stop_s, row.duration_s) - stopped_s
     return stopped_s if left_s > _REST_MIN_S and stopped_s > _REST_MIN_S else None
 
@@ -72,7 +84,12 @@ def rest_of(row: Row, cut_s: float, language: str) -> Row:
 
 
 def joined(result: WindowResult, rest: WindowResult, cut_s: float) -> WindowResult:
-    """The rest's segments behind the first part's, in the window's time."""
+    """The rest's segments behind the first part's, in the window's time.
+
+    Words are found where they are heard, not where the timestamps say, so the first part's last ones may reach past
+    the cut; they end there, as the rest's begin.
+    """
+    kept = tuple(_until(segment, cut_s) for segment in result.segments)
     moved = tuple(
         replace(
             segment,
@@ -84,4 +101,14 @@ def joined(result: WindowResult, rest: WindowResult, cut_s: float) -> WindowResu
         )
         for segment in rest.segments
     )
-    return replace(result, segments=result.segments + moved, retried=result.retried or rest.retried)
+    return replace(result, segments=kept + moved, retried=result.retried or rest.retried)
+
+
+def _until(segment: Segment, cut_s: float) -> Segment:
+    """The segment with no time behind the cut."""
+    if segment.end <= cut_s:
+        return segment
+    words = segment.words and tuple(
+        replace(word, start=min(word.start, cut_s), end=min(word.end, cut_s)) for word in segment.words
+    )
+    return replace(segment, start=min(segment.start, cut_s), end=cut_s, words=words)

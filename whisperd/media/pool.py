@@ -14,15 +14,15 @@ from collections.abc import Callable
 from typing import Any
 
 from whisperd.errors import WhisperdError
+from whisperd.jobs import PRIORITY_RANK
 from whisperd.log import log
 from whisperd.media.answers import Nonsense, Prepared, digest_of, failure_of, prepared_of
-from whisperd.worker import Callbacks, Worker, WorkerLost
+from whisperd.worker import Callbacks, NotSent, Worker, loss
 
 __all__ = ["MediaPool", "Prepared"]
 
 # One thread each: several workers side by side use the cores, and a client's audio gains little from more.
 _ENVIRON = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-_RANK = {"interactive": 0, "normal": 1, "bulk": 2}
 ABANDONED_GRACE_S = 2.0  # for input that nobody waits for any more: most is done by then, and a restart costs a second
 START_AGAIN_S = 30.0  # between two tries with a worker that does not start
 
@@ -38,7 +38,6 @@ class _Seat:
         self.taken = False
         self._request: dict[str, Any] | None = None
         self._answer: asyncio.Future[Prepared] | None = None  # None too when nobody waits for it any more
-        self._waiter: asyncio.Task[Any] | None = None
         self._on_digest: Callable[[str], None] | None = None  # None once the hash was heard
         self._limit: asyncio.TimerHandle | None = None
         self._failed_at: float | None = None  # when the worker was given up
@@ -49,15 +48,15 @@ class _Seat:
     def begin(
         self, request: dict[str, Any], fd: int, on_digest: Callable[[str], None], limit_s: float, hang_s: float
     ) -> asyncio.Future[Prepared]:
-        """Hands the input over to the worker; to be called by the task that will wait for the answer.
+        """Hands the input over to the worker. The answer must be awaited at once and directly, so that whoever cancels
+        the task cancels it too.
 
-        Raises WorkerLost when there is no worker, OSError when there are no descriptors: nothing is begun then.
+        Raises NotSent when there is no worker, OSError when there are no descriptors: nothing is begun then.
         """
         self.worker.send(request, [fd])
         loop = asyncio.get_running_loop()
         self._request = request
         self._answer = answer = loop.create_future()
-        self._waiter = asyncio.current_task()
         self._on_digest = on_digest
         self._limit = loop.call_later(limit_s, self._too_long, limit_s)
         self.worker.expect_beats(hang_s)
@@ -81,9 +80,9 @@ class _Seat:
         self._failed_at = None
         self.worker.start()
 
-    def start_again(self) -> None:
-        """Another try with a worker that was given up, unless the last one was just now."""
-        if self._failed_at is not None and asyncio.get_running_loop().time() - self._failed_at >= START_AGAIN_S:
+    def start_again(self, after_s: float) -> None:
+        """Another try with a worker that was given up so long ago."""
+        if self._failed_at is not None and asyncio.get_running_loop().time() - self._failed_at >= after_s:
             self.start()
 
     async def stop(self) -> None:
@@ -105,7 +104,7 @@ class _Seat:
 
     def _lost(self, reason: str) -> None:
         if self._request is not None:  # else it was free, or will be found dead by whom it was given to
-            self._settle(WorkerLost(reason))
+            self._settle(loss(reason))
 
     def _failed(self, _kind: str, message: str) -> None:
         self._failed_at = asyncio.get_running_loop().time()
@@ -113,7 +112,7 @@ class _Seat:
 
     def _settle(self, outcome: Prepared | Exception) -> None:
         answer, self._answer, self._request, self.taken = self._answer, None, None, False
-        self._waiter = self._on_digest = None
+        self._on_digest = None
         self._stop_limit()
         self.worker.expect_beats(None)
         if answer is None or answer.done():
@@ -155,8 +154,8 @@ class _Seat:
             return prepared_of(message, fds, request)
         if event == "failed":
             return failure_of(message)
-        if event == "dropped" and self._on_digest is None and self._answer is None:
-            return asyncio.CancelledError("its job is over")  # type: ignore[return-value] # nobody hears it
+        if event == "dropped" and self._on_digest is None and not self._wanted():
+            return WhisperdError("cancelled", "its job is over")  # which nobody hears
         if event == "digest" and self._on_digest:
             self._heard_digest(request, digest_of(message))
         elif event != "beat":
@@ -177,8 +176,7 @@ class _Seat:
 
     def _wanted(self) -> bool:
         """Whether somebody waits. A task that was cancelled just now does not, although it has yet to find out."""
-        waits = self._answer is not None and not self._answer.done()
-        return waits and not (self._waiter and self._waiter.cancelling())
+        return self._answer is not None and not self._answer.done()
 
 
 class MediaPool:
@@ -191,15 +189,16 @@ class MediaPool:
         decode_timeout_s: float,
         *,
         abandoned_grace_s: float = ABANDONED_GRACE_S,
+        start_again_s: float = START_AGAIN_S,
         module: str = "whisperd.media.worker",
     ) -> None:
         self._hang_timeout_s = hang_timeout_s
         self._decode_timeout_s = decode_timeout_s
         self._abandoned_grace_s = abandoned_grace_s
+        self._start_again_s = start_again_s
         self._seats = [_Seat(self, module) for _ in range(count)]
         self._line: list[tuple[int, int, asyncio.Future[_Seat]]] = []
         self._arrivals = 0
-        self._paused = False
         self._failure = ""  # why the last worker was given up
 
     @property
@@ -217,11 +216,6 @@ class MediaPool:
     async def stop(self) -> None:
         await asyncio.gather(*(seat.stop() for seat in self._seats))
 
-    def pause(self, paused: bool) -> None:
-        """While paused, no further input is begun; what workers have in hand is finished."""
-        self._paused = paused
-        self.seat_freed()
-
     async def prepare(
         self, message: dict[str, Any], fd: int, priority: str, on_digest: Callable[[str], None]
     ) -> Prepared:
@@ -232,26 +226,28 @@ class MediaPool:
         if there are no descriptors left.
         """
         self._arrivals += 1
-        place = _RANK[priority], self._arrivals
+        place = PRIORITY_RANK[priority], self._arrivals
         while True:
             seat = await self._acquire(place)
             try:
                 answer = seat.begin(message, fd, on_digest, self._decode_timeout_s, self._hang_timeout_s)
-                break
-            except WorkerLost:  # between being given and being used: nothing was sent, so it did not die of this
+            except NotSent:  # it died between being given and being used: not of this input
                 seat.release()
+                continue
             except BaseException:
                 seat.release()
                 raise
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            seat.abandon(answer, self._abandoned_grace_s)
-            raise
+            try:
+                return await answer
+            except NotSent:  # lost for want of descriptors; the worker's backoff is the pause before another try
+                continue
+            except asyncio.CancelledError:
+                seat.abandon(answer, self._abandoned_grace_s)
+                raise
 
     async def _acquire(self, place: tuple[int, int]) -> _Seat:
         for seat in self._seats:
-            seat.start_again()  # somebody wants it
+            seat.start_again(self._start_again_s)  # somebody wants it
         if self._all_failed():
             raise WhisperdError("worker_lost", self._failure)
         turn: asyncio.Future[_Seat] = asyncio.get_running_loop().create_future()
@@ -265,8 +261,6 @@ class MediaPool:
             raise
 
     def _free(self) -> _Seat | None:
-        if self._paused:
-            return None
         return next((seat for seat in self._seats if seat.worker.state == "ready" and not seat.taken), None)
 
     def seat_freed(self) -> None:

@@ -1,6 +1,6 @@
 """One input made ready for the engine: bytes → samples → speech probabilities → windows.
 
-Knows no process and no channel. Everything here may die of its input; see `media_worker` for who watches.
+Knows no process and no channel. Everything here may die of its input; see `media.worker` for who watches.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Preparer:
         """Prepares the input behind `fd`, which stays the caller's.
 
         `request` has format, sample_rate, channels, suffix, vad, window_s, max_audio_s and max_bytes.
-        `on_digest` gets the hash of the content before anything is decoded, `on_block` is called between
-        pieces of work. Raises WhisperdError for what is wrong with the input.
+        `on_digest` gets the hash of the content before anything is decoded, and may raise to prevent it; `on_block`
+        is called between pieces of work. Raises WhisperdError for what is wrong with the input.
         """
         began_s = time.perf_counter()
         hints = AudioHints(

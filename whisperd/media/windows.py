@@ -55,7 +55,8 @@ class Window(NamedTuple):
 class WindowPlan:
     """The windows in order; how many samples were taken for speech (padding included); and for each
     window how many seconds of it are surely speech, and the sample behind the last of it. With `vad` False the
-    client vouches for all of it."""
+    client vouches for all of it: then each window counts as WINDOW_MAX_S of sure speech, so that no short one is
+    taken for one in which hardly anybody speaks."""
 
     windows: tuple[Window, ...]
     speech_samples: int
@@ -86,8 +87,8 @@ def plan_windows(
     whole = Window(0, sample_count)
     if vad is False:
         windows = _cut_all([whole] if sample_count else [], probabilities, longest)
-        lengths = tuple((window.stop - window.start) / SAMPLE_RATE for window in windows)
-        return WindowPlan(tuple(windows), sample_count, lengths, tuple(window.stop for window in windows))
+        sure_s = (float(WINDOW_MAX_S),) * len(windows)
+        return WindowPlan(tuple(windows), sample_count, sure_s, tuple(window.stop for window in windows))
     spans = speech_spans(probabilities, sample_count)
     speech_samples = sum(span.stop - span.start for span in spans)
     if vad == "auto" and spans and sample_count <= longest:

@@ -2,7 +2,8 @@
 
 It is made to be lost. It holds nothing but the job in hand, opens no file by name, has no network and
 little memory, and says after each piece of work that it is alive, from the work itself, so that a hang
-is silence. Before it decodes it names the content by its hash: if it dies, the supervisor knows of what.
+is silence. Before it decodes it names the content by its hash and waits to be told to go on: if it dies, the
+supervisor knows of what, and content that is known as deadly is not decoded again.
 
 Started by the supervisor as `python -m whisperd.media.worker FD`, FD being its end of the channel. What
 libraries print goes to stderr, and none is imported before that is arranged.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from whisperd import sandbox
 from whisperd.channel import Channel, ChannelClosed
 from whisperd.errors import WhisperdError
+from whisperd.media.answers import TEXT_MAX, WARNINGS_MAX
 
 if TYPE_CHECKING:
     from whisperd.media.preparation import Preparer
@@ -27,6 +29,10 @@ _BEAT_EVERY_S = 0.2  # pieces of work are far shorter, so a sign of life comes a
 # Libraries read these when they are loaded. Workers side by side use the cores, so one thread each. And official
 # builds of onnxruntime (1.32) tell their maker over the network how they are used, unless this forbids it.
 _ENVIRON = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+
+
+class _Dropped(Exception):
+    """The supervisor does not want this input any more."""
 
 
 def main() -> int:
@@ -60,14 +66,16 @@ def _load() -> Preparer:
 
 
 def _serve(channel: Channel, preparer: Preparer, message: dict[str, Any], fds: list[int]) -> None:
-    """One message: exactly one `prepared` or `failed` is the answer. Raises ChannelClosed only."""
+    """One message: exactly one `prepared`, `failed` or `dropped` is the answer. Raises ChannelClosed only."""
     job = str(message.get("job"))
     try:
         _prepare(channel, preparer, message, job, fds)
     except ChannelClosed:
         raise
+    except _Dropped:
+        channel.send({"event": "dropped", "job": job})
     except WhisperdError as error:
-        channel.send({"event": "failed", "job": job, "kind": error.kind, "message": error.message})
+        channel.send({"event": "failed", "job": job, "kind": error.kind, "message": error.message[:TEXT_MAX]})
     except MemoryError:
         text = "decoding this input takes more memory than a media worker may have; convert it to wav or flac"
         channel.send({"event": "failed", "job": job, "kind": "audio_unreadable", "message": text})
@@ -86,14 +94,27 @@ def _prepare(channel: Channel, preparer: Preparer, message: dict[str, Any], job:
     preparation = preparer.prepare(
         fds[0],
         message,
-        on_digest=lambda digest: channel.send({"event": "digest", "job": job, "digest": digest}),
+        on_digest=lambda digest: _ask(channel, job, digest),
         on_block=_Beats(channel, job),
     )
     try:
         answer = {"event": "prepared", "job": job, **preparation.to_wire()}
+        answer["warnings"] = [warning[:TEXT_MAX] for warning in answer["warnings"][:WARNINGS_MAX]]
         channel.send(answer, [preparation.samples_fd])
     finally:
         os.close(preparation.samples_fd)
+
+
+def _ask(channel: Channel, job: str, digest: str) -> None:
+    """Names the content and waits for the word. Raises _Dropped, or ValueError for what is no such word."""
+    channel.send({"event": "digest", "job": job, "digest": digest})
+    message, fds = channel.receive()
+    for fd in fds:
+        os.close(fd)
+    if message.get("op") == "drop":
+        raise _Dropped
+    if message.get("op") != "go":
+        raise ValueError(f"op {message.get('op')!r} after a digest")
 
 
 class _Beats:

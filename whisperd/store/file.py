@@ -2,8 +2,8 @@
 
 One process writes, through one connection, which is also the only one that checkpoints: SQLite before 3.51.3
 can corrupt a WAL file when two connections do. A lock file beside it keeps a second daemon out; readers are
-read-only and short. A file that was written by a newer whisperd, or is somebody else's, is never touched; one
-that SQLite calls corrupt is renamed and kept, and a new one begun.
+read-only and short. A file that was written by a newer whisperd, or is somebody else's, is never touched, and what
+is no database may be a mistyped name; one of ours that SQLite calls corrupt is renamed and kept, and a new one begun.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FILE_NAME = "whisperd.db"
 SET_ASIDE_KEPT = 3  # a disk that keeps on corrupting must not be filled with the evidence
 _APPLICATION_ID = 0x57535044  # "WSPD"; 0 is any new file
+_MAGIC = b"SQLite format 3\0"  # a database begins with it …
+_APPLICATION_ID_AT = 68  # … and has this four bytes long, the high one first, in its header (sqlite.org/fileformat2)
 _BUSY_S = 1.0  # how long to wait for a lock that some other program holds
 _WAL_MAX_BYTES = 16 * 1024 * 1024  # what is kept of a WAL file that a long reader made grow
 
@@ -117,6 +119,9 @@ class StoreFile:
         except sqlite3.DatabaseError as error:
             if not is_corrupt(error):
                 raise
+            if not self._was_ours():
+                reason = f"{self.path} is broken ({error}) and not marked as ours; left as it is: name another file"
+                raise StoreRefused(reason) from error
             self.put_aside()
             return self._open()
 
@@ -139,6 +144,14 @@ class StoreFile:
             for suffix in ("-wal", "-shm", ""):
                 Path(f"{old}{suffix}").unlink(missing_ok=True)
 
+    def _was_ours(self) -> bool:
+        """Whether a broken file may be renamed: it bears the name that only we give, or what is left of it our mark."""
+        if self.path.name == FILE_NAME:
+            return True
+        with self.path.open("rb") as file:
+            header = file.read(_APPLICATION_ID_AT + 4)
+        return header.startswith(_MAGIC) and header[_APPLICATION_ID_AT:] == _APPLICATION_ID.to_bytes(4, "big")
+
     def _lock(self) -> None:
         if self._lock_fd is not None:
             return
@@ -159,6 +172,9 @@ class StoreFile:
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise StoreRefused(f"{self.path} is no regular file")
+            head = os.pread(fd, len(_MAGIC), 0)
+            if head and head != _MAGIC and self.path.name != FILE_NAME:  # SQLite would overwrite some that are short
+                raise StoreRefused(f"{self.path} is no database and was left as it is; name another file")
         finally:
             os.close(fd)
         connection = sqlite3.connect(self.path, timeout=_BUSY_S)

@@ -132,7 +132,7 @@ class Store:
 
     @property
     def path(self) -> Path:
-        """The file, for readers: `store_file.connect_readonly(store.path)`."""
+        """The file, for readers: `store.file.connect_readonly(store.path)`."""
         return self._file.path
 
     @property

