@@ -204,6 +204,7 @@ class Pipeline:
         job.results[window.index] = result
         job.finished += 1
         job.done_s += window.duration_s
+        job.warnings.extend(warning for warning in result.warnings if warning not in job.warnings)
         if result.retried:
             self._metrics.rows_retried.add(result.retried)
         if job.language is None:

@@ -40,8 +40,8 @@ def token_cap(duration_s: float, frames: int, room: int) -> int:
 
 def generation_limit(cap: int, prompt_tokens: int) -> int:
     """CTranslate2's `max_length` for exactly `cap` tokens of text: it writes half of what it is given, or what the
-    prompt leaves of it if that is fewer."""
-    return max(2 * cap, prompt_tokens + cap)
+    prompt leaves of it if that is fewer (the prompt's last token counts as the text's first)."""
+    return max(2 * cap, prompt_tokens + cap - 1)
 
 
 def guard(attempt: Attempt, options: DecodeOptions) -> str | None:
