@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from speech_set import Clip, Errors, character_errors, clips, daemon, parser, save, table, word_errors
+from speech_set import Clip, Errors, character_errors, clips, daemon, parser, save, settings, table, word_errors
 
 from whisperd.models.names import ensure, resolve
 
@@ -40,8 +40,8 @@ class Run:
     fill: float | None = None
 
 
-def ask_daemon(model: str, chosen: Sequence[Clip], concurrency: int) -> Run:
-    with daemon(model) as started, started.connect() as client:
+def ask_daemon(model: str, chosen: Sequence[Clip], concurrency: int, extra: dict[str, str]) -> Run:
+    with daemon(model, **extra) as started, started.connect() as client:
         client.transcribe(chosen[0].path)  # nobody's figures should hold the start
         before = client.call("metrics.current")
         began = time.perf_counter()
@@ -158,9 +158,9 @@ def compare_languages(chosen: Sequence[Clip], ours: Run, theirs: Run) -> dict[st
     return {"hits": hits, "clips": len(chosen), "mean_cer": mean, "cer": [errors.percent for errors in sums]}
 
 
-def compare_quiet(model: str, chosen: Sequence[Clip]) -> dict[str, Any]:
+def compare_quiet(model: str, chosen: Sequence[Clip], extra: dict[str, str]) -> dict[str, Any]:
     runs = {
-        "whisperd": ask_daemon(model, chosen, 8),
+        "whisperd": ask_daemon(model, chosen, 8, extra),
         "faster-whisper, vad_filter": ask_faster_whisper(model, chosen, vad_filter=True),
         "faster-whisper": ask_faster_whisper(model, chosen),
     }
@@ -177,14 +177,14 @@ def main() -> int:
     print(f"model {arguments.model}, {os.cpu_count()} cores\n")
     if arguments.no_speech:
         quiet = [clip for clip in clips(*QUIET_SETS) if clip.text == ""]
-        figures = compare_quiet(arguments.model, quiet)
+        figures = compare_quiet(arguments.model, quiet, settings(arguments))
         save(arguments, figures)
         return 0 if figures["invented"]["whisperd"] == 0 else 1
     if arguments.other_languages:
         chosen = [clip for clip in clips("other_languages") if clip.text]
     else:
         chosen = [clip for clip in clips(*SETS) if clip.text][:: 3 if arguments.third else 1]
-    ours = ask_daemon(arguments.model, chosen, arguments.concurrency)
+    ours = ask_daemon(arguments.model, chosen, arguments.concurrency, settings(arguments))
     theirs = ask_faster_whisper(arguments.model, chosen)
     if arguments.other_languages:
         save(arguments, compare_languages(chosen, ours, theirs))

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import psutil
-from speech_set import MB, Clip, Errors, Started, clips, daemon, parser, percentile, save, table, word_errors
+from speech_set import MB, Clip, Errors, Started, clips, daemon, parser, percentile, save, settings, table, word_errors
 
 SETS = ("asterisk_en_8k", "ljspeech", "librispeech")
 SECONDS_MAX = 6.0
@@ -142,7 +142,10 @@ def main() -> int:
     several = [clip for clip in clips(*SETS) if clip.text and clip.seconds < SECONDS_MAX]
     chosen = list(itertools.islice(itertools.cycle(several), arguments.clients * arguments.requests))
     limit_bytes = arguments.max_line_mib * 1024 * 1024
-    with daemon(arguments.model, max_line_bytes=limit_bytes) as started, started.connect() as client:
+    with (
+        daemon(arguments.model, max_line_bytes=limit_bytes, **settings(arguments)) as started,
+        started.connect() as client,
+    ):
         alone = {clip.file: client.transcribe(clip.path).text for clip in several[: len(chosen)]}
         before = client.call("metrics.current")["overall"]
         asked, took_s = burst(started, chosen, arguments.clients)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from speech_set import MB, Clip, MemoryWatch, clips, daemon, parser, percentile, save, table, word_errors
+from speech_set import MB, Clip, MemoryWatch, clips, daemon, parser, percentile, save, settings, table, word_errors
 
 from whisperd.client import Client
 
@@ -54,14 +54,19 @@ def main() -> int:
     made = parser("Long recordings, and short clips beside them.")
     made.add_argument("--model", default="tiny.en")
     made.add_argument("--priority", default="normal", help="of the long recording")
+    made.add_argument("--only", default="", metavar="PART", help="recordings with this in their name")
     arguments = made.parse_args()
     short = [clip for clip in clips("asterisk_en_8k") if 2 < clip.seconds < 4][:6]
     figures: dict[str, Any] = {}
-    with daemon(arguments.model) as started, started.connect() as client, MemoryWatch(started) as memory:
+    with (
+        daemon(arguments.model, **settings(arguments)) as started,
+        started.connect() as client,
+        MemoryWatch(started) as memory,
+    ):
         latencies_s(client, short[:2], iter((False, False, True)).__next__)  # the first ones pay for the start
         left = iter(range(IDLE_CLIPS))
         idle = latencies_s(client, short, lambda: next(left, None) is None)
-        for clip in clips("longform"):
+        for clip in (clip for clip in clips("longform") if arguments.only in clip.file):
             figures[clip.file] = one_recording(client, clip, short, arguments.priority)
     idle_p95_s = percentile(idle, 0.95)
     table(

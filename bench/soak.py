@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from speech_set import MB, clips, daemon, memory_bytes, parser, save, table
+from speech_set import MB, clips, daemon, memory_bytes, parser, save, settings, table
 
 SETS = ("librispeech", "ljspeech", "asterisk_en_8k")
 FAKE_MARKS = (200, 400, 800, 1200, 1600, 2000, 8000)
@@ -23,9 +23,10 @@ def main() -> int:
     made.add_argument("--concurrency", type=int, default=8, help="requests at once")
     arguments = made.parse_args()
     paths = [clip.path for clip in clips(*SETS) if clip.seconds < 10]
+    name = "fake" if arguments.fake else arguments.model
     marks = FAKE_MARKS if arguments.fake else REAL_MARKS
     history: dict[int, dict[str, int]] = {}
-    with daemon("fake" if arguments.fake else arguments.model) as started, started.connect() as client:
+    with daemon(name, **settings(arguments)) as started, started.connect() as client:
         done = 0
         with ThreadPoolExecutor(arguments.concurrency) as threads:
             for mark in marks:

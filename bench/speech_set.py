@@ -209,7 +209,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     """With what all scripts take."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the daemon, such as lanes=3"
+    )
     return made
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, str]:
+    """What `--set` says, for `daemon`."""
+    return dict(pair.split("=", 1) for pair in arguments.set)
 
 
 def save(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:

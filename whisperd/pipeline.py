@@ -30,6 +30,7 @@ from whisperd.render import render
 from whisperd.worker import WorkerLost
 
 _SMALL_BYTES = 1 << 20  # a few minutes at most, however it is compressed
+_SMALL_FACTOR = 4  # small inputs may hold so much more than prepared_audio_s before they wait too
 _POISON_MAX = 1024  # contents remembered as deadly
 _MEDIA_TRIES = 2
 
@@ -49,6 +50,7 @@ class Pipeline:
         self._prepared_s = 0.0  # decoded audio that waits for the engine or is in it
         # Large inputs leave a media worker to the others, and wait while too much decoded audio does.
         self._large = Gate(max(1, config.media_workers - 1))
+        self._small = Gate(config.queue_max)
 
     def start(self, job: Job) -> None:
         """Sets an admitted job on its way."""
@@ -91,14 +93,12 @@ class Pipeline:
             job.fd = await intake.spool_base64(audio.pop("data"), self._config.max_audio_bytes)
 
     async def _prepare_in_turn(self, job: Job) -> None:
-        if os.fstat(job.fd).st_size <= _SMALL_BYTES:
-            await self._prepare(job)
-            return
-        await self._large.enter(PRIORITY_RANK[job.work.priority])
+        gate = self._small if os.fstat(job.fd).st_size <= _SMALL_BYTES else self._large
+        await gate.enter(PRIORITY_RANK[job.work.priority])
         try:
             await self._prepare(job)
         finally:
-            self._large.leave()
+            gate.leave()
 
     async def _prepare(self, job: Job) -> None:
         """Audio to samples and windows, by a media worker; tried again, alone as ever, if the worker dies."""
@@ -157,10 +157,11 @@ class Pipeline:
         return error
 
     def _hold(self, audio_s: float) -> None:
-        """Decoded audio is memory: while too much of it waits, no further large input is decoded. Those that are with
-        a media worker already may overshoot the bound by one input each."""
+        """Decoded audio is memory: while too much of it waits, no further large input is decoded, and while far too much
+        does, no small one either. Those that are with a media worker already may overshoot by one input each."""
         self._prepared_s += audio_s
         self._large.shut(self._prepared_s > self._config.prepared_audio_s)
+        self._small.shut(self._prepared_s > _SMALL_FACTOR * self._config.prepared_audio_s)
 
     def _queue_windows(self, job: Job, loaded: Loaded) -> None:
         traits = loaded.engine.traits

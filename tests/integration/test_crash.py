@@ -21,8 +21,10 @@ from whisperd.client import Client, ModelLoadFailed, ModelNotFound, Pending, Poi
 
 pytestmark = [pytest.mark.integration, pytest.mark.speech, needs_speech]
 
+# The shortest, without those that differ from another in one word only: a reply to the wrong request must be seen.
 SHORT = sorted(
-    (each for each in clips("asterisk_en_8k") if word_count(each.text or "") > 2), key=lambda each: each.seconds
+    (each for each in clips("asterisk_en_8k") if word_count(each.text or "") > 2 and "confbridge" not in each.file),
+    key=lambda each: each.seconds,
 )[:16]
 LONGEST = clip("librispeech/4088-158077-0019.flac")  # one window that keeps the engine busy for a second or more
 IN_FLIGHT = 2000  # descriptors; more than a media worker may have open
