@@ -157,8 +157,8 @@ class Pipeline:
         return error
 
     def _hold(self, audio_s: float) -> None:
-        """Decoded audio is memory: while too much of it waits, no further large input is decoded, and while far too much
-        does, no small one either. Those that are with a media worker already may overshoot by one input each."""
+        """Decoded audio is memory: while too much of it waits, no further large input is decoded, and while far too
+        much does, no small one either. Those that are with a media worker already may overshoot by one input each."""
         self._prepared_s += audio_s
         self._large.shut(self._prepared_s > self._config.prepared_audio_s)
         self._small.shut(self._prepared_s > _SMALL_FACTOR * self._config.prepared_audio_s)
