@@ -136,7 +136,7 @@ def test_a_wider_beam_finds_a_likelier_text(client: Client) -> None:
 
 def test_a_temperature_above_zero_draws_texts(client: Client) -> None:
     """At temperature 1 in noise no two drawings are alike, so the sampling is not greedy in disguise."""
-    pending = [client.submit(NOISY, temperature=1.0, log_prob_threshold=None) for _ in range(4)]
+    pending = [client.submit(NOISY, temperature=1.0, log_prob_threshold=None) for _ in range(3)]
     results = [reply.result() for reply in pending]
     assert all(temperatures(result) == {1.0} for result in results)
     assert len({result.text for result in results}) > 1
@@ -145,10 +145,10 @@ def test_a_temperature_above_zero_draws_texts(client: Client) -> None:
 def test_only_the_failing_row_falls_back(client: Client) -> None:
     """One noisy clip fails the threshold; the clear ones beside it, with the same options, keep their first text."""
     options: dict[str, Any] = {"log_prob_threshold": -0.6, "temperature": [0.0, 0.4], "encoder_context": "full"}
-    alone = {each.file: client.transcribe(each.path, **options).text for each in CLEAR}
+    alone = {each.file: client.transcribe(each.path, **options).text for each in CLEAR[:2]}
     before = retries(client).get("temperature", 0)
     noisy = client.submit(NOISY, **options)
-    pending = [(each, client.submit(each.path, **options)) for each in CLEAR]
+    pending = [(each, client.submit(each.path, **options)) for each in CLEAR[:2]]
     for each, reply in pending:
         result = reply.result()
         assert temperatures(result) == {0.0}
@@ -227,7 +227,7 @@ def test_a_request_is_the_same_alone_and_in_a_crowd(client: Client) -> None:
         client.submit(JFK, hotwords="glockenspiel", timestamps="word"),
         client.submit(JFK, suppress_tokens=[1499]),
     ]
-    pending = [(each, client.submit(each.path)) for each in CLEAR * 2]
+    pending = [(each, client.submit(each.path)) for each in CLEAR]
     assert {each.file: reply.result().text for each, reply in pending} == alone
     for reply in crowd:
         reply.result()
