@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -326,7 +327,9 @@ def answers(daemon: RunningDaemon, request: dict[str, Any]) -> Iterator[dict[str
 
 def test_segments_come_live(client: Client, minute: Pcm) -> None:
     """The first is there before the reply; all of them together are those of the result."""
-    pending = client.submit(minute, progress=True)
+    # Long enough for more batches than there are lanes: the last cannot have begun when the first is done.
+    longer = replace(minute, samples=bytes(minute.samples) * 3)
+    pending = client.submit(longer, progress=True)
     live = pending.segments()
     first = next(live)
     early = not pending.done()
