@@ -52,14 +52,15 @@ def _absolute(offset_s: float, time_s: float) -> float:
     return round(offset_s + time_s, 3)
 
 
-def job_segments(job: Job, upto: int | None = None) -> list[Segment]:
-    """All segments of the job's first `upto` windows (default: all), which must have their results."""
-    segments: list[Segment] = []
-    for window, result in list(zip(job.windows, job.results, strict=True))[:upto]:
-        if result is not None:
-            before = segments[-1].text if segments else ""
-            segments.extend(place_segments(window, result, len(segments), before))
-    return segments
+def place_ready(job: Job) -> list[Segment]:
+    """Adds to the job's segments those that can be placed now, and returns them. They go in the order of the audio: a
+    window that is late holds back the ones behind it."""
+    known = len(job.segments)
+    while job.placed < len(job.results) and (result := job.results[job.placed]) is not None:
+        before = job.segments[-1].text if job.segments else ""
+        job.segments += place_segments(job.windows[job.placed], result, len(job.segments), before)
+        job.placed += 1
+    return job.segments[known:]
 
 
 def join_text(segments: Sequence[Segment]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from whisperd.inference.process import ModelTraits
 from whisperd.jobs import PRIORITY_RANK, Job, State, Window
 from whisperd.log import log
 from whisperd.media.pool import MediaPool
-from whisperd.messages import WindowResult
+from whisperd.messages import Segment, WindowResult
 from whisperd.metrics import Metrics
 from whisperd.protocol import error_line, result_line
 from whisperd.render import render
@@ -216,10 +216,9 @@ class Pipeline:
                 job.dispatcher.add(job.windows[1:])
                 if job.over:
                     return  # the engine had failed meanwhile
-        told = len(job.segments)
-        self._place_segments(job)
+        placed = assemble.place_ready(job)
         if job.work.progress:
-            self._tell_progress(job, told)
+            self._tell_progress(job, placed)
         if job.finished == len(job.windows):
             self._complete(job)
 
@@ -230,15 +229,8 @@ class Pipeline:
             error = self._condemn(window.job, error.message)
         self.fail(window.job, error)
 
-    def _place_segments(self, job: Job) -> None:
-        """Segments are told and kept in the order of the audio: those of a late window hold back the ones behind it."""
-        while job.placed < len(job.results) and (result := job.results[job.placed]) is not None:
-            before = job.segments[-1].text if job.segments else ""
-            job.segments += assemble.place_segments(job.windows[job.placed], result, len(job.segments), before)
-            job.placed += 1
-
-    def _tell_progress(self, job: Job, told: int) -> None:
-        for segment in job.segments[told:]:
+    def _tell_progress(self, job: Job, placed: Sequence[Segment]) -> None:
+        for segment in placed:
             job.client.notify(
                 "transcribe.segment",
                 {

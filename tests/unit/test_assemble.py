@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from whisperd.assemble import detection, job_segments, job_timing, join_text, place_segments, transcription
+from whisperd.assemble import detection, job_timing, join_text, place_ready, place_segments, transcription
 from whisperd.jobs import Job, Window, Work
 from whisperd.messages import SAMPLE_RATE, DecodeOptions, RowOptions, Segment, WindowResult, Word
 from whisperd.protocol import find_method
@@ -60,43 +61,43 @@ def conforms(method: str, result: dict[str, object]) -> None:
 
 def test_times_become_those_of_the_client_s_audio() -> None:
     """Segments and words of the second window lie behind those of the first."""
-    segments = job_segments(job(heard(" a", words=True), heard(" b", " c", words=True)))
+    segments = place_ready(job(heard(" a", words=True), heard(" b", " c", words=True)))
     assert [(s.start, s.end) for s in segments] == [(0.0, 1.0), (10.0, 11.0), (11.0, 12.0)]
     assert [(w.start, w.end) for s in segments for w in s.words or ()] == [(0.1, 0.9), (10.1, 10.9), (11.1, 11.9)]
 
 
 def test_segments_are_numbered_through() -> None:
     """Whatever numbers they had in their windows."""
-    assert [s.id for s in job_segments(job(heard(" a", " b"), heard(), heard(" c")))] == [0, 1, 2]
+    assert [s.id for s in place_ready(job(heard(" a", " b"), heard(), heard(" c")))] == [0, 1, 2]
 
 
 def test_figures_are_rounded_for_the_wire() -> None:
     """Sixteen digits of a probability help nobody."""
-    (segment,) = job_segments(job(heard(" a", words=True)))
+    (segment,) = place_ready(job(heard(" a", words=True)))
     assert (segment.avg_logprob, segment.no_speech_prob, segment.compression_ratio) == (-0.1235, 0.0543, 1.2346)
     assert segment.words == (Word(" a", 0.1, 0.9, 0.9877),)
 
 
 def test_windows_without_a_space_between_them_get_one() -> None:
     """Where the model did not begin with one."""
-    assert join_text(job_segments(job(heard("One."), heard("Two."), heard(" Three.")))) == "One. Two. Three."
+    assert join_text(place_ready(job(heard("One."), heard("Two."), heard(" Three.")))) == "One. Two. Three."
 
 
 def test_a_window_that_ends_in_a_space_gets_no_second_one() -> None:
     """Nor does one that begins with any other white space."""
-    assert join_text(job_segments(job(heard("One. "), heard("Two.\n"), heard("Three.")))) == "One. Two.\nThree."
+    assert join_text(place_ready(job(heard("One. "), heard("Two.\n"), heard("Three.")))) == "One. Two.\nThree."
 
 
 @pytest.mark.parametrize("language", ["zh", "ja", "yue", "th"])
 def test_scripts_without_spaces_are_joined_without(language: str) -> None:
     """A space there would be a mistake in the text."""
     results = [heard("一二", language=language), heard("三", language=language)]
-    assert join_text(job_segments(job(*results))) == "一二三"
+    assert join_text(place_ready(job(*results))) == "一二三"
 
 
 def test_silent_windows_leave_no_trace_in_the_text() -> None:
     """Neither without segments nor with empty ones."""
-    assert join_text(job_segments(job(heard(), heard("a"), heard(""), heard(), heard("b"), heard()))) == "a b"
+    assert join_text(place_ready(job(heard(), heard("a"), heard(""), heard(), heard("b"), heard()))) == "a b"
     assert join_text([]) == ""
 
 
@@ -112,7 +113,7 @@ results = st.builds(
 def test_the_joined_segments_are_the_text(windows: list[WindowResult]) -> None:
     """But for space at its ends; and nothing that was heard is lost or comes twice."""
     one = job(*windows)
-    segments = job_segments(one)
+    segments = place_ready(one)
     result = transcription(one, segments, {}, now=101.0)
     assert "".join(s["text"] for s in result["segments"]).strip() == result["text"]
     said = "".join(segment.text for window in windows for segment in window.segments)
@@ -120,19 +121,25 @@ def test_the_joined_segments_are_the_text(windows: list[WindowResult]) -> None:
     assert [s["id"] for s in result["segments"]] == list(range(len(segments)))
 
 
-@given(st.lists(results, max_size=6), st.integers(0, 6))
-def test_the_first_windows_give_the_same_segments_as_the_whole(windows: list[WindowResult], upto: int) -> None:
-    """What is told as progress is what the result will say."""
-    one = job(*windows)
-    partial = job_segments(one, upto=upto)
-    assert job_segments(one)[: len(partial)] == partial
+@given(st.lists(results, max_size=6), st.randoms())
+def test_windows_give_the_same_segments_in_any_order_of_coming(windows: list[WindowResult], chance: Random) -> None:
+    """What is told as progress is what the result will say: each segment once, and in the order of the audio."""
+    whole = place_ready(job(*windows))
+    one = job(*[None] * len(windows))
+    told = []
+    for index in chance.sample(range(len(windows)), len(windows)):
+        one.results[index] = windows[index]
+        told += place_ready(one)
+    assert told == one.segments == whole
 
 
-def test_results_that_are_missing_are_left_out() -> None:
-    """Windows may come back in any order."""
+def test_a_late_window_holds_back_the_ones_behind_it() -> None:
+    """They come with it, at the times of their own windows."""
     one = job(heard("a"), None, heard("c"))
-    assert [s.text for s in job_segments(one)] == ["a", " c"]
-    assert [s.start for s in job_segments(one)] == [0.0, 20.0]
+    assert [s.text for s in place_ready(one)] == ["a"]
+    one.results[1] = heard()
+    assert [(s.text, s.start) for s in place_ready(one)] == [(" c", 20.0)]
+    assert place_ready(one) == []
 
 
 def test_segments_are_placed_behind_the_text_before_them() -> None:
@@ -148,7 +155,7 @@ def test_the_result_has_the_fields_of_the_contract() -> None:
     one = job(heard(" a", words=True), heard(" b"), render=("txt",), row=RowOptions(words=True))
     one.language, one.language_probability = "en", 0.876543
     one.first_dispatch, one.media_ms, one.vad_ms = 100.4, 100.0, 50.0
-    result = transcription(one, job_segments(one), {"txt": "a\nb\n"}, now=101.0)
+    result = transcription(one, place_ready(one), {"txt": "a\nb\n"}, now=101.0)
     conforms("transcribe", result)
     assert result["rendered"] == {"txt": "a\nb\n"}
     assert (result["language"], result["language_probability"]) == ("en", 0.8765)
@@ -162,7 +169,7 @@ def test_a_language_that_was_given_has_no_probability() -> None:
     """Nothing was detected."""
     one = job(heard(" a"), row=RowOptions(language="de"))
     one.language, one.language_probability = "de", 1.0
-    result = transcription(one, job_segments(one), {}, now=101.0)
+    result = transcription(one, place_ready(one), {}, now=101.0)
     conforms("transcribe", result)
     assert (result["language"], result["language_probability"]) == ("de", None)
     assert "rendered" not in result
