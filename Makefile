@@ -10,6 +10,7 @@ help:
 	@echo "make test   install what the tests need and run them all"
 	@echo "make unit   the fast tests only      make e2e   those with real processes and real speech"
 	@echo "make lint   ruff                     make type  mypy, strict"
+	@echo "make bench  measure beside faster-whisper and a peer server; five minutes with ARGS=--quick"
 
 # One stamp per set of extras: re-made when pyproject.toml changes.
 $(BIN)/python:
@@ -43,8 +44,13 @@ lint: setup
 type: setup
 	$(BIN)/mypy
 
-bench: setup
-	@echo "see bench/README.md: each measurement is a script of its own"
+$(VENV)/.bench: $(VENV)/.test pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[tiny-en,base,test,lint,bench]'
+	touch $@
+
+bench: $(VENV)/.bench
+	mkdir -p build
+	$(BIN)/python bench/compare.py --json build/bench.json --html build/bench.html $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ SPEECH = Path(__file__).resolve().parents[1].parent / "shared" / "speech"
 MB = 1e6
 _NORMALIZE = EnglishTextNormalizer()
 _SAMPLE_EVERY_S = 0.1
+_READY_TIMEOUT_S = 180.0  # a large model is read from disk and hashed
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,17 @@ def daemon(model: str, *flags: str, **settings: object) -> Iterator[Started]:
 
 
 def _wait_until_ready(started: Started) -> None:
+    """Raises RuntimeError where it does not become ready."""
     pause = threading.Event()
+    late = time.monotonic() + _READY_TIMEOUT_S
     while not started.socket.exists():
-        if started.process.poll() is not None:
-            sys.exit("the daemon did not start")
+        if started.process.poll() is not None or time.monotonic() > late:
+            raise RuntimeError("the daemon did not start; see above")
         pause.wait(0.05)
     with started.connect() as client:
-        while not client.health()["ready"]:
+        while not (health := client.health())["ready"]:
+            if time.monotonic() > late:
+                raise RuntimeError(f"the daemon did not become ready: {health.get('reasons')}")
             pause.wait(0.05)
 
 
