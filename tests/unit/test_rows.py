@@ -8,7 +8,7 @@ from whisperd.inference.prompts import share_prompt
 from whisperd.inference.rows import Heard, Row, by_context, joined, rest_begins, rest_of
 from whisperd.messages import SAMPLE_RATE, DecodeOptions, RowOptions, Segment, WindowResult, Word
 
-OPTIONS = DecodeOptions()
+OPTIONS = DecodeOptions(tail_s=6.0)
 
 
 def row(seconds: float = 20.0, speech_stop_s: float = 19.0) -> Row:

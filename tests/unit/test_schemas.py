@@ -338,7 +338,6 @@ def test_segment_of_the_code_matches() -> None:
 @pytest.mark.parametrize(
     ("param", "field"),
     [
-        ("beam_size", "beam_size"),
         ("temperature", "temperatures"),
         ("initial_prompt", "initial_prompt"),
         ("hotwords", "hotwords"),

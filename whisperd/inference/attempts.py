@@ -1,7 +1,8 @@
 """Is this text to be trusted? What one decoding of one row gave, and the questions that are asked of it.
 
-Two kinds of doubt are kept apart. The guard asks whether a short context misled the model; a row that fails is
-decoded again with the full context. The fallback is openai/whisper's: by the client's thresholds a text is too
+Three kinds of doubt are kept apart. The guard asks whether a short context misled the model; a row that fails is
+decoded again with the full context. Without a `beam_size` from the client rows are decoded greedily first, and those
+whose text is unsure once more with a beam. The fallback is openai/whisper's: by the client's thresholds a text is too
 repetitive or too unlikely, and the next temperature is tried. Pure figures; it knows no model.
 """
 
@@ -15,6 +16,9 @@ from whisperd.messages import FRAMES_MAX, DecodeOptions
 # The guard's own limits, for rows with a short context; the client's thresholds decide the fallback instead.
 _GUARD_COMPRESSION = 2.4
 _GUARD_LOGPROB = -1.0
+# A beam finds little in a text that the model is sure of. With base a beam for the rows below this (a fifth of them,
+# the short ones) gave 4.4 % word errors on 169 clips, for all rows 4.5 % and for none 4.7 %; to tiny.en it is all one.
+_UNSURE_LOGPROB = -0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,11 @@ def guard(attempt: Attempt, options: DecodeOptions) -> str | None:
     if options.log_prob_threshold is None and is_silence(attempt, options):
         return "no_speech"  # that figure means little with a short context
     return None
+
+
+def is_unsure(attempt: Attempt) -> bool:
+    """Whether a greedy text is worth a beam."""
+    return attempt.avg_logprob < _UNSURE_LOGPROB
 
 
 def is_silence(attempt: Attempt, options: DecodeOptions) -> bool:

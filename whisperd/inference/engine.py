@@ -1,10 +1,13 @@
 """The only module that knows faster-whisper and CTranslate2: a batch of windows in, text with figures out.
 
-Three things are decided here and nowhere else.
+Four things are decided here and nowhere else.
 
 *Short context.* Whisper is trained on 30 s, and padding short windows to it is most of their cost. Windows come with
 a shorter context (`frames`) whose end is silence. A model so fed sometimes fails to stop: it repeats itself or
 runs on. The guard (`attempts.guard`) finds those rows, and they alone are decoded again with the full context.
+
+*A beam where it helps.* Unless the client names a `beam_size`, rows are decoded greedily, which costs half as much, and
+only those whose text is unsure once more with a beam, from the same encoder output.
 
 *Temperature fallback*, as in openai/whisper: a row that is too repetitive or too unlikely is decoded again, alone, at
 the next temperature, so that one bad row changes nothing for its neighbours.
@@ -23,7 +26,6 @@ from typing import Any
 
 import ctranslate2
 import numpy as np
-import numpy.typing as npt
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer
 from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens, merge_punctuations
@@ -34,15 +36,14 @@ from whisperd.inference.attempts import (
     Attempt,
     generation_limit,
     guard,
-    is_doubtful,
-    is_silence,
+    is_unsure,
     needs_fallback,
     token_cap,
 )
 from whisperd.inference.placement import Placement
 from whisperd.inference.prompts import Prompt, share_prompt
-from whisperd.inference.rows import Heard, Row, by_context, joined, rest_begins, rest_of
-from whisperd.inference.timestamps import AlignedWord, Stretch, settle_words, share_words, split_at_timestamps
+from whisperd.inference.rows import Heard, Row, by_context, joined, padded, rest_begins, rest_of, stretches_of
+from whisperd.inference.timestamps import AlignedWord, Stretch, settle_words, share_words
 from whisperd.messages import (
     FRAMES_MAX,
     FRAMES_PER_SECOND,
@@ -55,6 +56,7 @@ from whisperd.messages import (
 
 _HOP = SAMPLE_RATE // FRAMES_PER_SECOND  # samples per log-mel frame
 _MAX_INITIAL_TIMESTAMP = 50  # in timestamp tokens: speech is expected to begin in the first second
+_BEAM_SIZE = 5  # of the second look at an unsure row; faster-whisper's default
 _BEST_OF = 5  # samples drawn at a temperature above zero, of which the likeliest is kept
 Beat = Callable[[], None]
 
@@ -85,7 +87,7 @@ class Recognizer:
                 device=placement.device,
                 compute_type=placement.compute_type,
                 cpu_threads=placement.threads,
-                num_workers=placement.lanes,
+                num_workers=placement.workers,
                 local_files_only=True,
             )
         except (RuntimeError, ValueError, OSError) as error:
@@ -129,8 +131,7 @@ class Recognizer:
         languages = self._languages(rows, encoded)
         tokenizers = [self._tokenizer(language, row.options.task)
                       for (language, _), row in zip(languages, rows, strict=True)]  # fmt: skip
-        attempts = self._generate(encoded, rows, tokenizers, options, options.temperatures[0], frames)
-        beat()
+        attempts = self._first_attempts(encoded, rows, tokenizers, options, frames, beat)
         heard = []
         for i, (row, tokenizer, attempt) in enumerate(zip(rows, tokenizers, attempts, strict=True)):
             reason = guard(attempt, options) if frames < FRAMES_MAX else None
@@ -138,14 +139,39 @@ class Recognizer:
             if reason or needs_fallback(attempt, options):
                 own, row_encoded = self._retry(row, tokenizer, options, None if frames < FRAMES_MAX else attempt, beat)
                 reason, index = reason or "temperature", 0
-            stretches = _stretches(row, tokenizer, own, options)
+            stretches = stretches_of(row, own, options, tokenizer.timestamp_begin, tokenizer.eot)
             segments = self._segments(row, tokenizer, own, stretches, row_encoded, index)
             if row.options.words:
                 beat()
             language, probability = languages[i]
             result = WindowResult(tuple(segments), language, probability, 0.0, reason)
-            heard.append(Heard(result, stretches[-1].end if stretches else None))
+            heard.append(Heard(result, stretches[-1].end, stretches[-1].start) if stretches else Heard(result, None))
         return heard
+
+    def _first_attempts(
+        self,
+        encoded: Any,
+        rows: Sequence[Row],
+        tokenizers: Sequence[Tokenizer],
+        options: DecodeOptions,
+        frames: int,
+        beat: Beat,
+    ) -> list[Attempt]:
+        """One attempt for each row at the first temperature, with the beam that was asked for or that the row needs."""
+        temperature = options.temperatures[0]
+        attempts = self._generate(encoded, rows, tokenizers, options, temperature, frames)
+        beat()
+        unsure = [i for i, attempt in enumerate(attempts) if is_unsure(attempt)]
+        if options.beam_size is None and temperature == 0 and unsure:
+            own = _rows_of(encoded, unsure)
+            options = replace(options, beam_size=_BEAM_SIZE)
+            again = self._generate(
+                own, [rows[i] for i in unsure], [tokenizers[i] for i in unsure], options, temperature, frames
+            )
+            beat()
+            for i, attempt in zip(unsure, again, strict=True):
+                attempts[i] = attempt
+        return attempts
 
     def detect(self, rows: Sequence[Row], beat: Beat) -> list[WindowResult]:
         """Language probabilities of each row, best first, from the full context."""
@@ -165,7 +191,7 @@ class Recognizer:
         model. On a CPU rows are encoded one by one, because a batch of them only falls out of the cache.
         """
         features = [
-            self.model.feature_extractor(_pad(row.samples, frames * _HOP), padding=0)[..., :frames] for row in rows
+            self.model.feature_extractor(padded(row.samples, frames * _HOP), padding=0)[..., :frames] for row in rows
         ]
         if self.model.model.device != "cpu":
             encoded = self.model.encode(np.stack(features))
@@ -221,7 +247,7 @@ class Recognizer:
         prompt_tokens = len(prompts[0])
         room = min(self.model.max_length // 2, self.model.max_length - prompt_tokens)
         cap = token_cap(max(row.duration_s for row in rows), frames, room)
-        sampling: dict[str, Any] = {"beam_size": options.beam_size}
+        sampling: dict[str, Any] = {"beam_size": options.beam_size or 1}
         if temperature > 0:
             # sampling_topk 0 means all tokens; its default of 1 would make every temperature greedy
             sampling = {"beam_size": 1, "num_hypotheses": _BEST_OF, "sampling_topk": 0,
@@ -257,6 +283,7 @@ class Recognizer:
         tried = [first] if first else []
         if first and row.faint:
             return first, encoded
+        options = replace(options, beam_size=options.beam_size or _BEAM_SIZE)
         for temperature in options.temperatures[len(tried) :]:
             attempt = self._generate(encoded, [row], [tokenizer], options, temperature, FRAMES_MAX)[0]
             beat()
@@ -301,7 +328,7 @@ class Recognizer:
         """Words of each stretch, aligned against the window's encoder output."""
         tokens = [token for stretch in stretches for token in stretch.tokens]
         speech_frames = min(FRAMES_MAX, max(2, int(len(row.samples) / _HOP)))
-        found = self.model.find_alignment(tokenizer, [tokens], _row_of(encoded, index), [speech_frames])[0]
+        found = self.model.find_alignment(tokenizer, [tokens], _rows_of(encoded, [index]), [speech_frames])[0]
         merge_punctuations(found, "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、")
         aligned = [
             AlignedWord(w["word"], float(w["start"]), float(w["end"]), float(w["probability"]), len(w["tokens"]))
@@ -315,28 +342,12 @@ class Recognizer:
         return words
 
 
-def _stretches(row: Row, tokenizer: Tokenizer, attempt: Attempt, options: DecodeOptions) -> list[Stretch]:
-    """The attempt's text by its timestamps, in one piece where it has none; empty where nobody is taken to speak."""
-    if is_silence(attempt, options) or not attempt.text or (row.faint and is_doubtful(attempt, options)):
-        return []
-    window_s = round(row.duration_s, 3)
-    if options.timestamps:
-        return split_at_timestamps(attempt.tokens, tokenizer.timestamp_begin, tokenizer.eot, window_s)
-    return [Stretch(0.0, window_s, tuple(token for token in attempt.tokens if token < tokenizer.eot))]
-
-
-def _pad(samples: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.float32]:
-    if len(samples) >= length:
-        return samples[:length]
-    return np.pad(samples, (0, length - len(samples)))
-
-
-def _row_of(encoded: Any, index: int) -> Any:
-    """One row of encoder output, still of three dimensions."""
-    if encoded.shape[0] == 1:
+def _rows_of(encoded: Any, indexes: Sequence[int]) -> Any:
+    """Some rows of encoder output, still of three dimensions."""
+    if encoded.shape[0] == len(indexes):
         return encoded
     on_cpu = encoded.to_device(ctranslate2.Device.cpu) if encoded.device != "cpu" else encoded
-    return ctranslate2.StorageView.from_array(np.ascontiguousarray(np.array(on_cpu)[index : index + 1]))
+    return ctranslate2.StorageView.from_array(np.array(on_cpu)[list(indexes)])
 
 
 def _attempt(result: Any, tokenizer: Tokenizer, temperature: float, cap: int) -> Attempt:

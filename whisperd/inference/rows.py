@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from whisperd.batching import context_frames
+from whisperd.inference.attempts import Attempt, is_doubtful, is_silence
+from whisperd.inference.timestamps import Stretch, split_at_timestamps
 from whisperd.messages import SAMPLE_RATE, WINDOW_MAX_S, DecodeOptions, RowOptions, Segment, WindowResult
 
 # Music and noise that the detector took for speech came to 0.2-0.6 s of it in the clips that were measured. A clip of
@@ -22,6 +24,8 @@ _FAINT_S = 0.7
 
 # Speech left behind the last timestamp that is worth another look; timestamps are a good half second off at times.
 _REST_MIN_S = 1.0
+# Less than this is not decoded by itself.
+_REST_ALONE_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +49,48 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What one pass made of a row, and the last timestamp that the model wrote (None: it wrote no text).
+    """What one pass made of a row, and the last timestamp that the model wrote (None: it wrote no text), and where
+    that last stretch of text began.
 
-    The two are apart because a segment with words ends where its last word was found, which must not decide what is
+    They are apart because a segment with words ends where its last word was found, which must not decide what is
     decoded: the text would then depend on whether words were asked for.
     """
 
     result: WindowResult
     stopped_s: float | None
+    last_s: float = 0.0
+
+
+def padded(samples: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.float32]:
+    """With silence behind them up to `length`, or cut there."""
+    return samples[:length] if len(samples) >= length else np.pad(samples, (0, length - len(samples)))
+
+
+def stretches_of(
+    row: Row, attempt: Attempt, options: DecodeOptions, timestamp_begin: int, end_of_text: int
+) -> list[Stretch]:
+    """The attempt's text by its timestamps, in one piece where it has none; empty where nobody is taken to speak."""
+    if is_silence(attempt, options) or not attempt.text or (row.faint and is_doubtful(attempt, options)):
+        return []
+    window_s = round(row.duration_s, 3)
+    if options.timestamps:
+        return split_at_timestamps(attempt.tokens, timestamp_begin, end_of_text, window_s)
+    return [Stretch(0.0, window_s, tuple(token for token in attempt.tokens if token < end_of_text))]
 
 
 def rest_begins(row: Row, heard: Heard, options: DecodeOptions) -> float | None:
-    """Where the model stopped although speech goes on; None where it heard everything."""
+    """Where the model is to begin again, because it stopped although speech goes on; None where it heard everything.
+
+    A few words by themselves are easily misheard, so where little is left the last stretch of text is heard again
+    with it.
+    """
     stopped_s = heard.stopped_s
     if not options.timestamps or stopped_s is None:
         return None
     left_s = min(row.speech_stop_s, row.duration_s) - stopped_s
-    return stopped_s if left_s > _REST_MIN_S and stopped_s > _REST_MIN_S else None
+    if left_s <= _REST_MIN_S or stopped_s <= _REST_MIN_S:
+        return None
+    return heard.last_s if left_s < _REST_ALONE_S and heard.last_s > _REST_MIN_S else stopped_s
 
 
 def by_context(rows: Sequence[Row], rests: dict[int, float], options: DecodeOptions) -> dict[int, list[int]]:
@@ -89,11 +118,11 @@ def joined(result: WindowResult, rest: WindowResult, cut_s: float) -> WindowResu
     Words are found where they are heard, not where the timestamps say, so the first part's last ones may reach past
     the cut; they end there, as the rest's begin.
     """
-    kept = tuple(_until(segment, cut_s) for segment in result.segments)
+    kept = tuple(_until(segment, cut_s) for segment in result.segments if segment.start < cut_s)
     moved = tuple(
         replace(
             segment,
-            id=len(result.segments) + segment.id,
+            id=len(kept) + segment.id,
             start=round(cut_s + segment.start, 3),
             end=round(cut_s + segment.end, 3),
             words=segment.words
