@@ -63,6 +63,15 @@ def place_ready(job: Job) -> list[Segment]:
     return job.segments[known:]
 
 
+def done_s(job: Job) -> float:
+    """Seconds of the audio that are done: to the last window that is placed, and the later ones that are finished."""
+    if job.finished == len(job.windows) and not job.more_to_come:
+        return job.duration_s
+    placed_s = job.windows[job.placed - 1].stop / SAMPLE_RATE if job.placed else 0.0
+    later = zip(job.windows[job.placed :], job.results[job.placed :], strict=True)
+    return placed_s + sum(window.duration_s for window, result in later if result is not None)
+
+
 def join_text(segments: Sequence[Segment]) -> str:
     """The result's text."""
     return "".join(segment.text for segment in segments).strip()
@@ -107,10 +116,14 @@ def detection(job: Job) -> dict[str, Any]:
 
 
 def job_timing(job: Job, now: float) -> dict[str, float]:
-    """Milliseconds by stage. `queue_ms` is all waiting: for a media worker, and for a lane of the engine."""
+    """Milliseconds by stage. `queue_ms` is all waiting: for a media worker, and for a lane of the engine. The engine
+    may have begun with long audio before all its speech was found: what they did side by side counts for both."""
     total_ms = (now - job.arrived) * 1000
-    infer_ms = 0.0 if job.first_dispatch is None else (now - job.first_dispatch) * 1000
-    busy_ms = job.media_ms + job.vad_ms + infer_ms
+    infer_ms = both_ms = 0.0
+    if job.first_dispatch is not None:
+        infer_ms = (now - job.first_dispatch) * 1000
+        both_ms = max(0.0, job.prepared_at - job.first_dispatch) * 1000
+    busy_ms = job.media_ms + job.vad_ms + infer_ms - both_ms
     return {
         "queue_ms": round(max(0.0, total_ms - busy_ms), 2),
         "media_ms": round(job.media_ms, 2),

@@ -1,38 +1,42 @@
-"""Which windows go to the engine next: fair between clients and jobs, by priority, never starving anybody.
+"""Which windows go to the engine next, and how many of them together.
 
-The theory is fair queueing in virtual time. Every window gets a start tag when it is queued; the lowest tag goes
-first; virtual time is never behind the tags that were served, and advances with the work that is handed out,
-shared by those who compete for it: the lines (the jobs of one client and priority that wait their turn) and the
-jobs that were begun. A job that has been served much has tags far ahead, so a 3-second clip that arrives beside a
-12-minute file gets the present time as its tag and goes next. Jobs of one line are chained by their first windows
-only: a client with a thousand clips does not push another's single clip back, nor its own more urgent one, nor
-does its own long file push back its own short ones.
+The order is that of `fairness`: the window with the lowest tag is the head of the next batch, and those that may share
+its call go with it, in their order. How many is a matter of cost, not of count: a call cannot be interrupted, so work
+that nobody hurries comes in batches of bounded seconds; and what is little is shared among the lanes that are free.
+No batch is ever held back to grow: what queued up while the engine was busy is what a batch is made of.
 
-Priority is a head start in virtual time, not a wall: since virtual time moves with every batch, a window that
-waits is overtaken for a bounded amount of work (the difference of the head starts for each competitor) and then
-goes. No clock is read here and no batch is ever held back to grow: what queued up while the engine was busy is
-what a batch is made of.
+Windows of light jobs share no batch with those of long ones: a clip of 3 s need not wait for 15 s beside it to be
+decoded.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Hashable, Iterable
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
 
+from whisperd.cost import CPU, Shape, is_light, share_s
+from whisperd.fairness import VirtualTime
 from whisperd.jobs import Job, Window
 from whisperd.messages import FRAMES_MAX, FRAMES_PER_SECOND, SAMPLE_RATE
-
-# Virtual seconds (of encoder input, divided among those who compete) by which a class goes ahead.
-HEAD_START_S = {"interactive": 120.0, "normal": 0.0, "bulk": -600.0}
 
 # Frames that contexts are rounded up to, so that windows of like length share a batch. A multiple of 200 is also
 # never 160 or 256 frames, which CTranslate2 would mistake for encoder output (80 and 128 mel bands).
 _BUCKET_FRAMES = 200
 
 _Entry = tuple[float, int, Window]
-_LineKey = tuple[Any, str]  # client, priority
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a batch may hold. Seconds are nominal."""
+
+    rows: int
+    slow_s: float = math.inf  # predicted for the batch, where it is of long jobs or of bulk: nobody hurries those
+    slow_rows: int = 1  # but so many rows in any case: fewer are decoded badly
+    share_s: float = math.inf  # of all that waits, what this lane should take (the nearest number of rows to it)
+    shape: Shape = CPU
 
 
 def context_frames(samples: int, tail_s: float | None) -> int:
@@ -43,14 +47,24 @@ def context_frames(samples: int, tail_s: float | None) -> int:
     return min(FRAMES_MAX, math.ceil(wanted / _BUCKET_FRAMES) * _BUCKET_FRAMES)
 
 
-def compatibility_key(window: Window) -> Hashable:
+def compatibility_key(window: Window) -> tuple[Hashable, ...]:
     """Windows with equal keys may share an engine call (one model per batcher)."""
     work = window.job.work
-    return window.frames, work.options, work.row.task == "detect", work.priority
+    return window.frames, work.options, work.row.task == "detect", work.priority, window.light
 
 
-def _line_key(job: Job) -> _LineKey:
-    return job.client, job.work.priority
+def may_hurry(window: Window) -> bool:
+    """Whether an express lane is for it: little work, and wanted soon."""
+    return window.light and window.job.work.priority != "bulk"
+
+
+def fits(window: Window, batch: list[Window], bounds: Bounds) -> bool:
+    """Whether a batch of windows with the same key may have one more."""
+    if len(batch) >= bounds.rows:
+        return False
+    if may_hurry(window) or len(batch) < bounds.slow_rows:
+        return True
+    return bounds.shape.batch_s([*batch, window]) <= bounds.slow_s
 
 
 def _live(entry: _Entry) -> bool:
@@ -60,18 +74,14 @@ def _live(entry: _Entry) -> bool:
 class Batcher:
     """The windows that wait for one model."""
 
-    def __init__(self, max_rows: int, max_cost_s: float) -> None:
-        self.max_rows = max_rows
-        self.max_cost_s = max_cost_s
+    def __init__(self) -> None:
+        self.turns = VirtualTime()
+        self.waiting_s = 0.0  # nominal seconds of all that waits
         self._all: list[_Entry] = []
+        self._hurried: list[_Entry] = []  # those of them that an express lane may take
         self._by_key: dict[Hashable, list[_Entry]] = {}
         self._suspects: list[Window] = []
-        self._virtual_s = 0.0
-        self._line_next_s: dict[_LineKey, float] = {}
-        self._job_next_s: dict[Job, float] = {}
-        self._waiting: dict[Job, int] = {}  # windows that wait, by job
-        self._begun: set[Job] = set()  # those of them that got some windows through already
-        self._lines: dict[_LineKey, int] = {}  # jobs that wait, by line
+        self.left = 0  # windows that left so far, one way or another
         self._discarded = 0  # since stale entries were last swept out
         self._count = 0
         self._sequence = 0
@@ -80,28 +90,24 @@ class Batcher:
         return self._count
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self.turns)
 
     def add(self, windows: Iterable[Window]) -> None:
-        """Queues windows of one job in their order."""
+        """Queues windows of one job in their order; more of it may follow later."""
+        light: bool | None = None
         for window in windows:
-            job = window.job
-            start_s = self._start_tag(job, window.cost_s)
+            window.light = light = is_light(window.job) if light is None else light
+            window.cost_s = share_s(window)
             self._sequence += 1
-            entry = (start_s - HEAD_START_S[job.work.priority], self._sequence, window)
+            window.turn = self.turns.tag(window), self._sequence
+            entry = (*window.turn, window)
             heapq.heappush(self._all, entry)
             heapq.heappush(self._by_key.setdefault(compatibility_key(window), []), entry)
+            if may_hurry(window):
+                heapq.heappush(self._hurried, entry)
             self._enter(window)
-
-    def _start_tag(self, job: Job, cost_s: float) -> float:
-        if job in self._job_next_s:
-            start_s = max(self._virtual_s, self._job_next_s[job])
-        else:
-            line = _line_key(job)
-            start_s = max(self._virtual_s, self._line_next_s.get(line, 0.0))
-            self._line_next_s[line] = start_s + cost_s
-        self._job_next_s[job] = start_s + cost_s
-        return start_s
+        if len(self._hurried) > 64 + 2 * self._count:  # those that went in their turn are still in it
+            self._hurried = sorted(entry for entry in self._hurried if _live(entry))
 
     def add_suspect(self, window: Window) -> None:
         """Queues a window that was in flight when a worker died; it goes first, and alone."""
@@ -111,24 +117,21 @@ class Batcher:
 
     def discard(self, job: Job) -> None:
         """Forgets a job that is over: its windows that were not handed out yet, and its place in the line."""
-        line, first = _line_key(job), job.windows[0] if job.windows else None
-        if first and first.queued and not first.suspect and line in self._line_next_s:
-            self._line_next_s[line] -= first.cost_s  # its line was charged for what is not served now
+        self.turns.forget(job)
         for window in job.windows:
             if window.queued:
                 self._leave(window)
                 self._discarded += 1
-        self._job_next_s.pop(job, None)
         if self._discarded > 64 + self._count:
             self._sweep()
 
     def _sweep(self) -> None:
         """Entries go when they come to the top; those of cancelled jobs far down would pile up under endless load."""
         self._discarded = 0
-        self._all = [entry for entry in self._all if _live(entry)]
-        heapq.heapify(self._all)
+        self._all = sorted(entry for entry in self._all if _live(entry))  # a sorted list is a heap
+        self._hurried = [entry for entry in self._all if may_hurry(entry[2])]
         self._by_key.clear()
-        for entry in sorted(self._all):  # a sorted list is a heap
+        for entry in self._all:
             self._by_key.setdefault(compatibility_key(entry[2]), []).append(entry)
 
     def suspect_waits(self) -> bool:
@@ -143,77 +146,77 @@ class Batcher:
         self._leave(window)
         return window
 
-    def next_batch(self) -> list[Window]:
-        """The most urgent window and, in order, those that may share its call. Empty if nothing waits."""
-        if self._top_live(self._all) is None:
+    def next_batch(self, bounds: Bounds) -> list[Window]:
+        """The window whose turn it is and, in order, those that may share its call. Empty if nothing waits."""
+        return self._batch(self._all, bounds)
+
+    def hurried(self) -> Window | None:
+        """The first, in order, of the windows that an express lane may take."""
+        return _top_live(self._hurried)
+
+    def next_hurried(self, bounds: Bounds) -> list[Window]:
+        """Like `next_batch`, but with `hurried` for its head."""
+        return self._batch(self._hurried, bounds)
+
+    def _batch(self, line: list[_Entry], bounds: Bounds) -> list[Window]:
+        head = _pop_live(line)
+        if head is None:
             return []
-        tag_s, _, head = heapq.heappop(self._all)
-        start_s = tag_s + HEAD_START_S[head.job.work.priority]
-        batch, cost_s = [head], head.cost_s
-        key = compatibility_key(head)
-        queue = self._by_key[key]
+        batch = [head]
         self._leave(head)
-        while len(batch) < self.max_rows and cost_s + head.cost_s <= self.max_cost_s:
-            window = self._pop_live(queue)
-            if window is None:
-                break
+        for window in self._company(head, bounds):
             self._leave(window)
             batch.append(window)
-            cost_s += window.cost_s
-        if self._top_live(queue) is None:
-            self._by_key.pop(key, None)
-        self._begun.update(window.job for window in batch if window.job in self._waiting)
-        self._advance(start_s, cost_s)
+        self.turns.serve(head, batch)
         return batch
 
-    def _advance(self, start_s: float, cost_s: float) -> None:
-        if self._waiting:
-            competitors = len(self._lines) + len(self._begun)
-            self._virtual_s = max(self._virtual_s, start_s) + cost_s / competitors
-            if len(self._line_next_s) > 4096:  # clients come and go; those behind virtual time say nothing
-                self._line_next_s = {line: s for line, s in self._line_next_s.items() if s > self._virtual_s}
+    def _company(self, head: Window, bounds: Bounds) -> Iterator[Window]:
+        """Those that go with `head`, already out of their queue."""
+        key = compatibility_key(head)
+        queue = self._by_key.get(key, [])  # the head may have been all that waited
+        batch, share_s = [head], head.cost_s
+        while (window := _top_live(queue)) is not None:
+            if share_s + window.cost_s / 2 > bounds.share_s or not fits(window, batch, bounds):
+                break
+            heapq.heappop(queue)
+            batch.append(window)
+            share_s += window.cost_s
+            yield window
+        if _top_live(queue) is None:
+            self._by_key.pop(key, None)
 
-    def _reset(self) -> None:
-        """Nothing waits: virtual time starts again, and stale entries let go of their jobs."""
-        self._virtual_s = 0.0
-        for part in (self._line_next_s, self._job_next_s, self._by_key, self._all, self._suspects):
-            part.clear()
-        self._discarded = 0
+    def in_order(self, most: int) -> list[Window]:
+        """What waits, in the order of its turns; of very much only the first part."""
+        return [entry[2] for entry in heapq.nsmallest(most, filter(_live, self._all))]
 
     def _enter(self, window: Window) -> None:
         window.queued = True
         self._count += 1
-        waiting = self._waiting.get(window.job, 0)
-        self._waiting[window.job] = waiting + 1
-        if not waiting:
-            line = _line_key(window.job)
-            self._lines[line] = self._lines.get(line, 0) + 1
+        self.waiting_s += window.cost_s
+        self.turns.enter(window.job)
 
     def _leave(self, window: Window) -> None:
         window.queued = False
+        self.left += 1
         self._count -= 1
-        left = self._waiting[window.job] - 1
-        if left:
-            self._waiting[window.job] = left
-        else:
-            del self._waiting[window.job]
-            self._begun.discard(window.job)
-            line = _line_key(window.job)
-            self._lines[line] -= 1
-            if not self._lines[line]:
-                del self._lines[line]
-            if not self._waiting:
-                self._reset()
+        self.waiting_s -= window.cost_s
+        self.turns.leave(window.job)
+        if not self.turns:  # stale entries let go of their jobs
+            for part in (self._by_key, self._all, self._hurried, self._suspects):
+                part.clear()
+            self.waiting_s = 0.0
+            self._discarded = 0
 
-    @staticmethod
-    def _top_live(queue: list[_Entry]) -> Window | None:
-        """Windows leave lazily: an entry whose window is not queued any more, or runs alone now, is dropped here."""
-        while queue and not _live(queue[0]):
-            heapq.heappop(queue)
-        return queue[0][2] if queue else None
 
-    def _pop_live(self, queue: list[_Entry]) -> Window | None:
-        window = self._top_live(queue)
-        if window is not None:
-            heapq.heappop(queue)
-        return window
+def _top_live(queue: list[_Entry]) -> Window | None:
+    """Windows leave lazily: an entry whose window is not queued any more, or runs alone now, is dropped here."""
+    while queue and not _live(queue[0]):
+        heapq.heappop(queue)
+    return queue[0][2] if queue else None
+
+
+def _pop_live(queue: list[_Entry]) -> Window | None:
+    window = _top_live(queue)
+    if window is not None:
+        heapq.heappop(queue)
+    return window

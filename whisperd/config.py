@@ -42,9 +42,11 @@ class Config:
     compute_type: str = _setting("auto", "auto (int8 on cpu, float16 on cuda) or a CTranslate2 compute type")
     lanes: int = _setting(0, "batches decoded side by side; 0 = one per core (one on cuda)")
     threads: int = _setting(0, "threads per lane; 0 = cores divided by lanes")
-    batch_rows: int = _setting(8, "windows in one engine call at most; decoding gains little beyond")
-    batch_audio_s: float = _setting(60.0, "audio in one engine call at most: a batch cannot be interrupted")
+    express_lanes: int = _setting(-1, "lanes besides, for short work beside long; -1 = one (none on cuda)")
+    batch_rows: int = _setting(0, "windows in one engine call at most; 0 = 8 (32 on cuda), more gains little")
+    batch_s: float = _setting(3.0, "seconds that a batch of long files or bulk may take: it cannot be interrupted")
     window_s: float = _setting(30.0, "longest window cut from long audio (seconds, at most 30)")
+    tail_s: float = _setting(0.0, "silence behind the speech that short windows are encoded with; 0 = as the model needs")
     media_workers: int = _setting(2, "processes that decode media; two, so that one long file blocks nobody")
     models_max: int = _setting(2, "models loaded at once; the one idle longest makes room")
     idle_unload_s: float = _setting(0.0, "unload a model after so long without work; 0 = never")
@@ -80,7 +82,9 @@ _CHOICES = {
 # (lowest, highest) where a value outside would break a promise rather than merely be odd
 _RANGES: dict[str, tuple[float, float]] = {
     "window_s": (1.0, 30.0),
-    "batch_rows": (1, 64),
+    "tail_s": (0.0, 29.0),
+    "batch_rows": (0, 64),
+    "express_lanes": (-1, 16),
     "media_workers": (1, 64),
     "models_max": (1, 64),
     "queue_max": (1, 1_000_000),

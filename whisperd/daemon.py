@@ -1,6 +1,6 @@
 """The daemon's life: start up, serve, drain, shut down. Signals are only noted; the loop acts on them.
 
-`run` reads like a sentence: take stdio, bind, start workers, wait for a reason to stop, stop. Exit codes: 0 drained;
+`serve` reads like a sentence: start up, wait for a reason to stop, drain, shut down. Exit codes: 0 drained;
 75 accepted work was given up (drain timeout, or a second signal); 74 stdout vanished; 78 it could not start.
 """
 
@@ -9,23 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import socket
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from whisperd import intake, paths
 from whisperd.admission import Peer
+from whisperd.child import Child
 from whisperd.config import Config, Loaded
 from whisperd.control import Control
 from whisperd.errors import WhisperdError
 from whisperd.fleet import MakeEngine
+from whisperd.inbox import Turns
 from whisperd.inference.process import Engine, EngineSettings, WorkerEngine
 from whisperd.listeners import Listener, ListenError, stdio_peer
 from whisperd.log import log, setup
 from whisperd.media.pool import MediaPool
+from whisperd.models import FAKE
 from whisperd.models import names as models
 from whisperd.service import Service
 from whisperd.session import Session
@@ -35,48 +37,26 @@ from whisperd.transport import HangupWatch, Link, SocketLink, StdioLink
 
 EXIT_OK, EXIT_NO_STDOUT, EXIT_GAVE_UP, EXIT_CONFIG = 0, 74, 75, 78
 _CONTROL_CONNECTIONS_MAX = 64  # for people and monitoring; those that bring work are bounded by connections_max
-_DESCRIPTORS_WANTED = 65_536  # a request holds two or three, and there may be queue_max of them
 _FLUSH_S = 30.0  # how long a socket client that does not read may hold up the end; the parent on stdio always may
 _STORE_CLOSE_S = 5.0
 _FLUSH_NOW_S = 0.25  # the same after a second signal: time for those who do read
 
 
-def run(settings: Loaded) -> int:
-    """Serves until there is a reason to stop. Returns the exit code."""
-    closed = _fill_standard_descriptors()
+def run(settings: Loaded, closed: Sequence[str], early: list[Child]) -> int:
+    """Serves until there is a reason to stop. Returns the exit code.
+
+    `closed`: which of stdin and stdout were missing. `early`: inference workers that are starting already; whatever
+    happens here, they end with this process.
+    """
     setup(settings.config.log_level, settings.config.log_format)
-    _raise_descriptor_limit()
     try:
         if settings.config.stdio and closed:
             raise ListenError(f"--stdio needs {' and '.join(closed)}, closed when the daemon was started")
         stdio = _take_stdio() if settings.config.stdio else None
-        return asyncio.run(Daemon(settings, stdio).serve())
+        return asyncio.run(Daemon(settings, stdio, early).serve())
     except ListenError as error:
         log.error("cannot listen", reason=str(error))
         return EXIT_CONFIG
-
-
-def _fill_standard_descriptors() -> list[str]:
-    """Opens what is missing of the first three descriptors on /dev/null, or the next file or socket to be opened would
-    pass for one of them. Returns which of stdin and stdout were missing."""
-    closed = []
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number: this one
-            closed.append(name)
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(2, "w", closefd=False)
-    return [name for name in closed if name != "stderr"]
-
-
-def _raise_descriptor_limit() -> None:
-    """The usual soft limit of 1,024 is for programs that use select(); the hard one is what the machine allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS_WANTED)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _take_stdio() -> tuple[int, int]:
@@ -93,10 +73,11 @@ def _take_stdio() -> tuple[int, int]:
 class Daemon:
     """One run of the daemon."""
 
-    def __init__(self, settings: Loaded, stdio: tuple[int, int] | None) -> None:
+    def __init__(self, settings: Loaded, stdio: tuple[int, int] | None, early: list[Child]) -> None:
         self._settings = settings
         self._config = settings.config
         self._stdio_fds = stdio
+        self._early = early
         self._listeners: list[Listener] = []
         self._stdio: Session | None = None
         self._exit_code = EXIT_OK
@@ -118,18 +99,19 @@ class Daemon:
         self._stop_now = asyncio.Event()
         self._quiet = asyncio.Event()
         self._hangups = HangupWatch()
+        self._turns, self._control_turns = Turns(), Turns()  # two, so that control never waits for work
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, number)
         self._bind()
-        self._store = await asyncio.to_thread(Store.open, self._store_path())
         config = self._config
         self._media: MediaPool = MediaPool(config.media_workers, config.media_hang_timeout_s, config.max_decode_s)
         make_engine: MakeEngine = self._make_engine
-        if config.model == models.FAKE:
+        if config.model == FAKE:
             from whisperd.testing import FakeEngine, FakeMedia
 
             self._media, make_engine = FakeMedia(), FakeEngine
+        self._store = Store.begin(self._store_path())
         self._service = Service(config, self._media, make_engine, self._store)
         self._service.on_quiet = self._quiet.set
         control = Control(self._service, self._settings, self._stop_wanted.set)
@@ -137,6 +119,7 @@ class Daemon:
         self._media.start()
         self._service.fleet.start()
         self._preloading = loop.create_task(self._preload())
+        await asyncio.to_thread(self._store.wait_opened)  # or the first `health` would tell of what is mended at once
         for listener in self._listeners:
             listener.start()
         if self._stdio_fds:
@@ -166,10 +149,13 @@ class Daemon:
     def _make_engine(self, name: str) -> Engine:
         """Finds and checks the model's files; blocks while it reads them. Raises WhisperdError."""
         config = self._config
-        if name == models.FAKE:
+        if name == FAKE:
             raise WhisperdError("model_not_found", "the fake model is there only for daemons started with it")
         path = models.ensure(models.resolve(name))
-        return WorkerEngine(path, engine_settings(config))
+        engine = WorkerEngine(path, engine_settings(config))
+        with contextlib.suppress(IndexError):  # only the first model finds one
+            engine.worker.adopt(self._early.pop())
+        return engine
 
     async def _preload(self) -> None:
         """Loads the default model. If it cannot be had, the daemon serves on: health and every request say why."""
@@ -178,11 +164,14 @@ class Daemon:
             await self._service.fleet.ready(name)
         except WhisperdError as error:
             log.error("the default model is not available", reason=error.message)
+        self._media.start_others()  # only now, so as not to be in the way of the first reply
+        while self._early:
+            await asyncio.to_thread(self._early.pop().end)
 
     # -- connections --------------------------------------------------------------------------------------------
 
     def _open_stdio(self, fd_in: int, fd_out: int) -> None:
-        link = StdioLink(fd_in, fd_out, self._config.max_line_bytes)
+        link = StdioLink(fd_in, fd_out, self._config.max_line_bytes, self._turns)
         self._stdio = Session(
             stdio_peer(),
             link,
@@ -212,7 +201,8 @@ class Daemon:
             log.warning("connection refused: too many", client=peer.name, connections=others)
             sock.close()
             return
-        link = SocketLink(sock, config.control_line_bytes if control else config.max_line_bytes, self._hangups)
+        limit = config.control_line_bytes if control else config.max_line_bytes
+        link = SocketLink(sock, limit, self._hangups, self._control_turns if control else self._turns)
         session = Session(
             peer,
             link,
@@ -319,6 +309,7 @@ def engine_settings(config: Config) -> EngineSettings:
         compute_type=config.compute_type,
         lanes=config.lanes,
         threads=config.threads,
+        express_lanes=config.express_lanes,
         hang_timeout_s=config.hang_timeout_s,
         rss_max_bytes=config.worker_rss_max_bytes,
     )

@@ -9,14 +9,16 @@ windows go back into the line as they were.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from whisperd.batching import Batcher
+from whisperd.batching import Batcher, Bounds
 from whisperd.errors import WhisperdError
 from whisperd.inference.process import BatchFailed, Engine
 from whisperd.jobs import Job, Window
+from whisperd.lanes import Flight, Lanes, Room
 from whisperd.log import log
 from whisperd.messages import WindowResult
 from whisperd.worker import NotSent, WorkerLost
@@ -37,12 +39,13 @@ class Outcomes(Protocol):
     def batch_done(self, rows: int, busy_s: float) -> None: ...
 
 
-@dataclass(eq=False)
-class _Flight:
-    """One batch in the engine; `alone` while nothing else was in it from start to end."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the settings say of batches: rows at most (0: as suits the engine's device), and seconds that a batch of
+    long jobs or bulk should last at most."""
 
-    windows: Sequence[Window]
-    alone: bool
+    rows: int = 0
+    slow_s: float = math.inf
 
 
 @dataclass
@@ -52,23 +55,33 @@ class Dispatcher:
     engine: Engine
     batcher: Batcher
     outcomes: Outcomes
+    limits: Limits = Limits()
     last_used: float = 0.0
-    _flights: set[_Flight] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _pause: asyncio.TimerHandle | None = None  # after a batch that could not be sent
     _now: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
 
     def __post_init__(self) -> None:
         self.last_used = self._now()
+        self._lanes = Lanes(self.batcher, self.limits.slow_s)
 
     @property
     def idle(self) -> bool:
-        return not self._flights and not self.batcher
+        return not self._lanes.flights and not self.batcher
 
     def add(self, windows: Sequence[Window]) -> None:
         """Queues a job's windows and hands out what the engine can take."""
         self.batcher.add(windows)
+        if windows:
+            self.judge(windows[0].job)
         self.pump()
+
+    def judge(self, job: Job) -> None:
+        """Fails a job that waits and whose deadline is sure to be missed, rather than let it wait in vain."""
+        late_s = self._lanes.late_s(job, self._now(), self._room(), self.engine.cost)
+        if late_s is not None and job.windows:
+            told = f"deadline_ms = {job.work.deadline_ms} cannot be met: the wait is about {late_s:.1f} s from now"
+            self.outcomes.window_failed(job.windows[0], WhisperdError("deadline_exceeded", told))
 
     def discard(self, job: Job) -> None:
         """The job is over: its waiting windows go, those in the engine come back to nobody."""
@@ -89,32 +102,21 @@ class Dispatcher:
             return
         if self._pause:
             return  # its end is a pump of its own
-        while len(self._flights) < self.engine.capacity():
-            if self.batcher.suspect_waits():
-                if self._flights:
-                    return  # it must be alone, so what flies lands first
-                self._launch([self.batcher.next_suspect()])
-                return
-            if any(flight.windows[0].suspect for flight in self._flights):
-                return
-            batch = self.batcher.next_batch()
-            if not batch:
-                return
-            self._launch(batch)
+        while flight := self._lanes.next(self._now(), self._room(), self.engine.cost):
+            self._launch(flight)
 
-    def _launch(self, windows: list[Window]) -> None:
-        flight = _Flight(windows, alone=len(windows) == 1 and not self._flights)
-        for other in self._flights:
-            other.alone = False
-        self._flights.add(flight)
-        for window in windows:
-            self.outcomes.window_started(window, len(windows))
+    def _room(self) -> Room:
+        engine = self.engine
+        return Room(engine.capacity(), engine.express_lanes, self.limits.rows or engine.usual_rows)
+
+    def _launch(self, flight: Flight) -> None:
+        for window in flight.windows:
+            self.outcomes.window_started(window, len(flight.windows))
         task = asyncio.get_running_loop().create_task(self._fly(flight, self.engine))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _fly(self, flight: _Flight, engine: Engine) -> None:
-        began = self._now()
+    async def _fly(self, flight: Flight, engine: Engine) -> None:
         try:
             results = await engine.submit(flight.windows)
             if len(results) != len(flight.windows):
@@ -133,7 +135,7 @@ class Dispatcher:
             self._try_again(flight, WhisperdError("internal", f"the engine failed on this audio: {error}"))
         else:
             self._land(flight)
-            self.outcomes.batch_done(len(flight.windows), self._now() - began)
+            self.outcomes.batch_done(len(flight.windows), self._now() - flight.began)
             for window, result in zip(flight.windows, results, strict=True):
                 if not window.job.over:
                     self._deliver(window, result)
@@ -146,11 +148,11 @@ class Dispatcher:
             log.exception("result cannot be used", job=window.job.id)
             self.outcomes.window_failed(window, WhisperdError("internal", f"{type(error).__name__}: {error}"))
 
-    def _land(self, flight: _Flight) -> None:
-        self._flights.discard(flight)
+    def _land(self, flight: Flight) -> None:
+        self._lanes.land(flight)
         self.last_used = self._now()
 
-    def _try_again(self, flight: _Flight, last_word: WhisperdError) -> None:
+    def _try_again(self, flight: Flight, last_word: WhisperdError) -> None:
         for window in flight.windows:
             if window.job.over:
                 continue
@@ -161,7 +163,7 @@ class Dispatcher:
                 self.outcomes.window_returned(window)
                 self.batcher.add_suspect(window)
 
-    def _put_back(self, flight: _Flight) -> None:
+    def _put_back(self, flight: Flight) -> None:
         """Nobody looked at these windows: they wait again as what they were before."""
         for window in flight.windows:
             if window.job.over:
@@ -184,7 +186,7 @@ class Dispatcher:
         """The engine will not come: nobody waits in vain."""
         while self.batcher.suspect_waits():
             self.outcomes.window_failed(self.batcher.next_suspect(), error)
-        while batch := self.batcher.next_batch():
+        while batch := self.batcher.next_batch(Bounds(rows=64)):
             for window in batch:
                 if not window.job.over:
                     self.outcomes.window_failed(window, error)

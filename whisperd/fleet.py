@@ -13,7 +13,7 @@ from typing import Any
 
 from whisperd.batching import Batcher
 from whisperd.config import Config
-from whisperd.dispatch import Dispatcher, Outcomes
+from whisperd.dispatch import Dispatcher, Limits, Outcomes
 from whisperd.errors import WhisperdError
 from whisperd.inference.process import Engine, ModelTraits
 from whisperd.log import log
@@ -82,6 +82,11 @@ class Fleet:
         """Windows that wait for an engine."""
         return sum(len(loaded.dispatcher.batcher) for loaded in self._models.values())
 
+    def is_up(self, name: str) -> bool:
+        """Whether `ready` would not have to wait."""
+        loaded = self._models.get(name)
+        return loaded is not None and loaded.ready.done() and loaded.engine.health()[0] != "failed"
+
     async def ready(self, name: str) -> Loaded:
         """The model, loaded; waits while it loads. Raises model_not_found, model_load_failed, overloaded.
 
@@ -126,8 +131,8 @@ class Fleet:
             raise error from None
         self.start_errors.pop(name, None)
         self._check_room()
-        batcher = Batcher(self._config.batch_rows, self._config.batch_audio_s)
-        dispatcher = Dispatcher(engine, batcher, self._outcomes)
+        limits = Limits(self._config.batch_rows, self._config.batch_s)
+        dispatcher = Dispatcher(engine, Batcher(), self._outcomes, limits)
         loaded = Loaded(name, dispatcher, asyncio.get_running_loop().create_future())
         self._models[name] = loaded
         self._start_engine(engine, loaded.ready, dispatcher.pump)

@@ -17,6 +17,9 @@ class Gate:
 
     async def enter(self, rank: int) -> None:
         """Cancelled in line, a waiter leaves nothing behind."""
+        if self._free and not self._shut and not self._line:
+            self._free -= 1
+            return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._arrivals += 1
         heapq.heappush(self._line, (rank, self._arrivals, turn))

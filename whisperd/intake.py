@@ -13,17 +13,14 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
 
 from whisperd.errors import WhisperdError
+from whisperd.offload import Offload, Result
 
-# A file system that hangs holds these threads and no other work of the daemon.
-_OPENERS = ThreadPoolExecutor(16, thread_name_prefix="open-path")
 _OPEN_TIMEOUT_S = 30.0
-_unanswered: set[asyncio.Future[Any]] = set()
-Result = TypeVar("Result")
+# A file system that hangs holds these threads and no other work of the daemon.
+_OPENERS = Offload(16, _OPEN_TIMEOUT_S, "open-path")
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 _SLICE_CHARACTERS = 1 << 20  # a multiple of four: decoded at one go, about a millisecond of the loop
 
@@ -44,14 +41,16 @@ def open_path(path: str, roots: Sequence[str], relative_allowed: bool, max_bytes
     try:
         if roots:
             _check_roots(handle, path, roots)
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise WhisperdError("audio_unreadable", f"{path!r} is not a regular file")
-        fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+        if status.st_size > max_bytes:
+            raise _too_large(status.st_size, max_bytes)
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _open_error(path, error) from error
     finally:
         os.close(handle)
-    return _checked_size(fd, max_bytes)
 
 
 async def open_path_in_thread(path: str, roots: Sequence[str], relative_allowed: bool, max_bytes: int) -> int:
@@ -61,6 +60,9 @@ async def open_path_in_thread(path: str, roots: Sequence[str], relative_allowed:
 
 async def check_fd_in_thread(fd: int, max_bytes: int) -> None:
     """`check_fd` without blocking the loop; on a duplicate, because the caller may close its own meanwhile."""
+    if _in_memory(fd):
+        check_fd(fd, max_bytes)
+        return
     own = os.dup(fd)
 
     def check() -> None:
@@ -73,29 +75,16 @@ async def check_fd_in_thread(fd: int, max_bytes: int) -> None:
 
 
 async def _in_thread(work: Callable[[], Result], undo: Callable[[Result], None]) -> Result:
-    """Raises audio_unreadable when the file system does not answer; what comes of the work later is undone."""
-    task = asyncio.get_running_loop().run_in_executor(_OPENERS, work)
-    _unanswered.add(task)
-    task.add_done_callback(_unanswered.discard)
-
-    def late(task: asyncio.Future[Result]) -> None:
-        if not task.cancelled() and task.exception() is None:
-            undo(task.result())
-
+    """Raises audio_unreadable when the file system does not answer."""
     try:
-        async with asyncio.timeout(_OPEN_TIMEOUT_S):
-            return await asyncio.shield(task)
+        return await _OPENERS.call(work, undo)
     except TimeoutError:
-        task.add_done_callback(late)
         raise WhisperdError("audio_unreadable", f"its file system did not answer for {_OPEN_TIMEOUT_S:g} s") from None
-    except asyncio.CancelledError:
-        task.add_done_callback(late)
-        raise
 
 
 def stuck() -> bool:
     """Whether a thread waits for a file system; the interpreter would wait for it at its end."""
-    return bool(_unanswered)
+    return _OPENERS.busy
 
 
 def shortage(error: BaseException) -> WhisperdError | None:
@@ -132,6 +121,15 @@ def take_fd(fds: Sequence[int], index: int) -> int:
         return os.dup(fds[index])
     except OSError as error:
         raise shortage(error) or error from error
+
+
+def _in_memory(fd: int) -> bool:
+    """Whether no file system has to be asked: only files in memory can be sealed. This itself asks none."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
 def check_fd(fd: int, max_bytes: int) -> None:
@@ -184,14 +182,6 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def _checked_size(fd: int, max_bytes: int) -> int:
-    size = os.fstat(fd).st_size
-    if size > max_bytes:
-        os.close(fd)
-        raise _too_large(size, max_bytes)
-    return fd
 
 
 def _too_large(size: int, max_bytes: int) -> WhisperdError:

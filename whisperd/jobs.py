@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whisperd.messages import (
-    FRAMES_PER_SECOND,
     SAMPLE_RATE,
     WINDOW_MAX_S,
     DecodeOptions,
@@ -25,7 +24,8 @@ PRIORITY_RANK = {"interactive": 0, "normal": 1, "bulk": 2}  # where only an orde
 
 
 class State(enum.Enum):
-    """Where a job is. PREPARING is with a media worker, QUEUED has windows that wait for the engine."""
+    """Where a job is. PREPARING is with a media worker, QUEUED has windows that wait for the engine. A job of long
+    audio is queued with its first windows, and running with them, while the media worker still looks for more."""
 
     RECEIVED = "received"
     ADMITTED = "admitted"
@@ -87,15 +87,21 @@ class Window:
     queued: bool = False
     suspect: bool = False  # was in flight when a worker died: runs alone from now on
     deaths_alone: int = 0
+    # Set by the batcher when it is queued:
+    cost_s: float = 0.0  # its share of a batch, in nominal engine seconds
+    turn: tuple[float, int] = (0.0, 0)  # in virtual seconds, and where those are equal, by number
+    light: bool = False  # of a job that is little work
 
     @property
     def duration_s(self) -> float:
         return (self.stop - self.start) / SAMPLE_RATE
 
-    @property
-    def cost_s(self) -> float:
-        """Seconds of encoder input, which is what a window costs more or less."""
-        return self.frames / FRAMES_PER_SECOND
+    def same_place(self, other: Window) -> bool:
+        """Whether it is the same part of the audio, for the engine too."""
+        ours, theirs = (
+            (one.start, one.stop, one.frames, one.sure_speech_s, one.speech_stop) for one in (self, other)
+        )
+        return ours == theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,22 +137,25 @@ class Job:
     speech_s: float = 0.0
     windows: list[Window] = field(default_factory=list)
     results: list[WindowResult | None] = field(default_factory=list)
+    more_to_come: bool = False  # of windows: the media worker has told some and still looks
+    heard: int = 0  # windows that the media worker which has the input told so far; a second one begins anew
+    handed: int = 0  # windows that were queued; the others wait for the language
     dispatched: int = 0
     finished: int = 0
     segments: list[Segment] = field(default_factory=list)  # of the first `placed` windows, in the audio's time
     placed: int = 0
-    done_s: float = 0.0  # audio of the windows that are finished
     language: str | None = None  # settled: given, or detected in the first window
     language_probability: float | None = None
     digest: str = ""
     media_deaths: int = 0
     media_ms: float = 0.0
     vad_ms: float = 0.0
-    prepared_at: float = 0.0
+    prepared_at: float = 0.0  # when all windows were known
     first_dispatch: float | None = None
     warnings: list[str] = field(default_factory=list)
     timer: Any = None  # the deadline
     task: Any = None  # what carries it to the queue
+    queuer: Any = None  # what queues its first windows while `task` waits for the others
     dispatcher: Any = None  # where its windows wait
     slot: Any = None  # the place of its reply
 
@@ -160,15 +169,25 @@ class Job:
     def over(self) -> bool:
         return self.state in TERMINAL
 
-    def release(self) -> None:
-        """Gives back what the job holds: descriptors, memory, its timer."""
+    @property
+    def deadline(self) -> float | None:
+        """When all of it should have gone to the engine."""
+        return None if self.work.deadline_ms is None else self.arrived + self.work.deadline_ms / 1000
+
+    def close_input(self) -> None:
+        """Nobody needs it once there are samples; of base64 it is the memory, too."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def release(self) -> None:
+        """Gives back what the job holds: descriptors, memory, its timer."""
+        self.close_input()
         if self.samples:
             self.samples.close()
         if self.timer is not None:
             self.timer.cancel()
-        if self.task is not None and not self.task.done():
-            self.task.cancel()
-        self.timer = self.task = self.dispatcher = None
+        for task in (self.task, self.queuer):
+            if task is not None and not task.done():
+                task.cancel()
+        self.timer = self.task = self.queuer = self.dispatcher = None

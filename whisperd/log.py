@@ -131,6 +131,8 @@ def _text_value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return orjson.dumps(value).decode()
     text = str(value)
+    if text.isalnum() and text.isascii():
+        return text
     if _PLAIN_VALUE.fullmatch(text) and text.isprintable():
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
@@ -162,6 +164,8 @@ def _limited(value: Any, limit: int) -> Any:
 
 
 def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit and text.isascii():
+        return text
     if len(text) > limit:
         text = f"{text[:limit]}…(+{len(text) - limit} characters)"
     return text.encode("utf-8", "backslashreplace").decode()
@@ -180,7 +184,7 @@ def _fields_of(record: Record) -> Fields:
 
 
 def _utc(record: Record) -> str:
-    return record["time"].astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return record["time"].astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:

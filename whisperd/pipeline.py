@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,21 @@ from whisperd.config import Config
 from whisperd.errors import WhisperdError
 from whisperd.fleet import Fleet, Loaded
 from whisperd.gate import Gate
-from whisperd.inference.process import ModelTraits
-from whisperd.jobs import PRIORITY_RANK, Job, State, Window
+from whisperd.jobs import PRIORITY_RANK, Job, Samples, State, Window
 from whisperd.log import log
-from whisperd.media.pool import MediaPool
-from whisperd.messages import Segment, WindowResult
+from whisperd.media.pool import MediaPool, Part
+from whisperd.messages import SAMPLE_RATE, Segment, WindowResult
 from whisperd.metrics import Metrics
+from whisperd.poison import PoisonList
 from whisperd.protocol import error_line, result_line
 from whisperd.render import render
+from whisperd.work import check_language
 from whisperd.worker import WorkerLost
 
 _SMALL_BYTES = 1 << 20  # a few minutes at most, however it is compressed
 _SMALL_FACTOR = 4  # small inputs may hold so much more than prepared_audio_s before they wait too
-_POISON_MAX = 1024  # contents remembered as deadly
-_POISON_S = 3600.0  # ...and for how long: an out-of-memory killer may have had other reasons
 _MEDIA_TRIES = 2
+_JUDGE_S = 0.1  # a deadline nearer than this is not judged ahead any more
 
 
 class Pipeline:
@@ -47,7 +46,7 @@ class Pipeline:
         self._metrics = metrics
         self._on_over = on_over
         self.fleet: Fleet  # set by the service: the fleet reports back to the pipeline
-        self._poison: OrderedDict[str, tuple[WhisperdError, float]] = OrderedDict()
+        self._poison = PoisonList()
         self._prepared_s = 0.0  # decoded audio that waits for the engine or is in it
         # Large inputs leave a media worker to the others, and wait while too much decoded audio does.
         self._large = Gate(max(1, config.media_workers - 1))
@@ -58,20 +57,26 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         job.move(State.ADMITTED)
         if job.work.deadline_ms is not None:
-            job.timer = loop.call_at(job.arrived + job.work.deadline_ms / 1000, self._deadline, job)
-        job.task = loop.create_task(self._carry(job))
+            self._await_deadline(job)
+        job.task = loop.create_task(self._answered(job, lambda: self._carry(job)))
 
     async def _carry(self, job: Job) -> None:
         """From admission to the queue of windows."""
+        loading = self._begin_loading(job.work.model)
+        await self._open_input(job)
+        await self._prepare_in_turn(job, loading)
+        await (job.queuer or self._queue_when_loaded(job, loading))
+        if job.over:
+            return
+        job.more_to_come = False
+        if job.dispatcher:
+            self._queue_known(job)
+        self._complete_if_done(job)
+
+    async def _answered(self, job: Job, work: Callable[[], Awaitable[None]]) -> None:
+        """Whatever goes wrong in the work is the job's reply."""
         try:
-            loading = asyncio.get_running_loop().create_task(self.fleet.ready(job.work.model))
-            loading.add_done_callback(lambda done: done.cancelled() or done.exception())
-            await self._open_input(job)
-            await self._prepare_in_turn(job)
-            await asyncio.shield(loading)
-            loaded = await self.fleet.ready(job.work.model)  # at once, unless it was unloaded meanwhile
-            _check_language(job, loaded.engine.traits)
-            self._queue_windows(job, loaded)
+            await work()
         except WhisperdError as error:
             self.fail(job, error)
         except asyncio.CancelledError:
@@ -81,6 +86,14 @@ class Pipeline:
             if short is None:
                 log.exception("job failed unexpectedly", job=job.id)
             self.fail(job, short or WhisperdError("internal", f"{type(error).__name__}: {error}"))
+
+    def _begin_loading(self, model: str) -> asyncio.Task[Loaded] | None:
+        """So that the model comes up while the audio is prepared. None: it is there."""
+        if self.fleet.is_up(model):
+            return None
+        loading = asyncio.get_running_loop().create_task(self.fleet.ready(model))
+        loading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return loading
 
     async def _open_input(self, job: Job) -> None:
         audio = job.work.audio
@@ -93,15 +106,15 @@ class Pipeline:
         else:
             job.fd = await intake.spool_base64(audio.pop("data"), self._config.max_audio_bytes)
 
-    async def _prepare_in_turn(self, job: Job) -> None:
+    async def _prepare_in_turn(self, job: Job, loading: asyncio.Task[Loaded] | None) -> None:
         gate = self._small if os.fstat(job.fd).st_size <= _SMALL_BYTES else self._large
         await gate.enter(PRIORITY_RANK[job.work.priority])
         try:
-            await self._prepare(job)
+            await self._prepare(job, loading)
         finally:
             gate.leave()
 
-    async def _prepare(self, job: Job) -> None:
+    async def _prepare(self, job: Job, loading: asyncio.Task[Loaded] | None) -> None:
         """Audio to samples and windows, by a media worker; tried again, alone as ever, if the worker dies."""
         job.move(State.PREPARING)
         audio = job.work.audio
@@ -114,13 +127,18 @@ class Pipeline:
             "suffix": Path(audio.get("path", "")).suffix.lower(),
             "vad": job.work.vad,
             "window_s": self._config.window_s,
+            "first_only": job.work.row.task == "detect",
             "max_audio_s": self._config.max_audio_s,
             "max_bytes": self._config.max_audio_bytes,
         }
         while True:
             try:
                 prepared = await self._media.prepare(
-                    message, job.fd, job.work.priority, lambda digest: self._learn_digest(job, digest)
+                    message,
+                    job.fd,
+                    job.work.priority,
+                    lambda digest: self._learn_digest(job, digest),
+                    lambda part: self._hear_part(job, part, loading),
                 )
                 break
             except WorkerLost as error:
@@ -128,34 +146,65 @@ class Pipeline:
                 log.warning("media worker lost with a job", job=job.id, deaths=job.media_deaths, reason=str(error))
                 if job.media_deaths >= _MEDIA_TRIES:
                     raise self._condemn(job, f"decoding this audio ended a media worker twice: {error}") from error
-        job.samples = prepared.samples
-        job.duration_s, job.speech_s = prepared.duration_s, prepared.speech_s
+        job.close_input()
+        self._take_part(job, prepared)
+        if job.heard < len(job.windows):
+            raise _other_windows()
+        job.prepared_at = asyncio.get_running_loop().time()
+        job.speech_s = prepared.speech_s
         job.media_ms, job.vad_ms = prepared.media_ms, prepared.vad_ms
         job.warnings.extend(prepared.warnings)
-        tail_s = job.work.options.tail_s
-        job.windows = [
-            Window(job, index, start, stop, context_frames(stop - start, tail_s), sure_s, speech_stop)
-            for index, ((start, stop), sure_s, speech_stop) in enumerate(
-                zip(prepared.windows, prepared.sure_speech_s, prepared.speech_stop, strict=True)
+
+    def _hear_part(self, job: Job, part: Part, loading: asyncio.Task[Loaded] | None) -> None:
+        """Windows of long audio: the engine may begin with them while the media worker looks for more."""
+        if job.over:
+            part.close()
+            return
+        self._take_part(job, part)
+        job.more_to_come = True
+        if job.dispatcher:
+            self._queue_known(job)
+        elif job.queuer is None:
+            job.queuer = asyncio.get_running_loop().create_task(
+                self._answered(job, lambda: self._queue_when_loaded(job, loading))
             )
-        ]
-        if job.work.row.task == "detect":
-            del job.windows[1:]
-        job.results = [None] * len(job.windows)
-        self._hold(job.duration_s)
+
+    def _take_part(self, job: Job, part: Part) -> None:
+        """Adds what is new. A second worker tells all again, and must tell the same: the engine has begun with it."""
+        if part.samples:
+            job.heard = 0
+            self._take_samples(job, part.samples)
+        tail_s = job.work.options.tail_s
+        for one in part.windows[:1] if job.work.row.task == "detect" else part.windows:
+            frames = context_frames(one.stop - one.start, tail_s)
+            window = Window(job, job.heard, one.start, one.stop, frames, one.sure_speech_s, one.speech_stop)
+            if job.heard == len(job.windows):
+                job.windows.append(window)
+                job.results.append(None)
+            elif not job.windows[job.heard].same_place(window):
+                raise _other_windows()
+            job.heard += 1
+
+    def _take_samples(self, job: Job, samples: Samples) -> None:
+        if job.samples is None:
+            job.samples = samples
+            job.duration_s = samples.count / SAMPLE_RATE
+            self._hold(job.duration_s)
+            return
+        samples.close()
+        if samples.count != job.samples.count:
+            raise _other_windows()
 
     def _learn_digest(self, job: Job, digest: str) -> None:
         job.digest = digest
-        error, until = self._poison.get(digest, (None, 0.0))
-        if error and until > asyncio.get_running_loop().time() and not job.over:
+        error = self._poison.verdict(digest, asyncio.get_running_loop().time())
+        if error:
             self.fail(job, error)
 
     def _condemn(self, job: Job, message: str) -> WhisperdError:
         error = WhisperdError("poison_input", message)
         if job.digest:
-            self._poison[job.digest] = error, asyncio.get_running_loop().time() + _POISON_S
-            if len(self._poison) > _POISON_MAX:
-                self._poison.popitem(last=False)
+            self._poison.condemn(job.digest, error, asyncio.get_running_loop().time())
         return error
 
     def _hold(self, audio_s: float) -> None:
@@ -165,20 +214,27 @@ class Pipeline:
         self._large.shut(self._prepared_s > self._config.prepared_audio_s)
         self._small.shut(self._prepared_s > _SMALL_FACTOR * self._config.prepared_audio_s)
 
-    def _queue_windows(self, job: Job, loaded: Loaded) -> None:
+    async def _queue_when_loaded(self, job: Job, loading: asyncio.Task[Loaded] | None) -> None:
+        """Queues the windows that are known when the model is there; those that come later follow at once."""
+        if loading:
+            await asyncio.shield(loading)
+        loaded = await self.fleet.ready(job.work.model)  # at once, unless it was unloaded meanwhile
         traits = loaded.engine.traits
+        check_language(job.work, traits)
         given = job.work.row.language
         if given or (traits and not traits.multilingual):
             job.language, job.language_probability = given or "en", 1.0
-        if not job.windows:
-            self._complete(job)
-            return
-        job.dispatcher = loaded.dispatcher
-        job.prepared_at = asyncio.get_running_loop().time()
-        job.move(State.QUEUED)
-        # The language of long audio is what its first window is in: the others wait for that one's word.
-        ready = job.windows if job.language else job.windows[:1]
-        loaded.dispatcher.add(ready)
+        if job.windows:
+            job.dispatcher = loaded.dispatcher
+            job.move(State.QUEUED)
+            self._queue_known(job)
+
+    def _queue_known(self, job: Job) -> None:
+        """The language of long audio is what its first window is in: the others wait for that one's word."""
+        ready = job.windows[job.handed :] if job.language else job.windows[job.handed : 1]
+        if ready:
+            job.handed += len(ready)
+            job.dispatcher.add(ready)
 
     def window_started(self, window: Window, batch_rows: int) -> None:
         job = window.job
@@ -206,21 +262,18 @@ class Pipeline:
         job = window.job
         job.results[window.index] = result
         job.finished += 1
-        job.done_s += window.duration_s
         job.warnings.extend(warning for warning in result.warnings if warning not in job.warnings)
         if result.retried:
             self._metrics.rows_retried.add(result.retried)
         if job.language is None:
             job.language, job.language_probability = result.language, result.language_probability
-            if len(job.windows) > 1:
-                job.dispatcher.add(job.windows[1:])
-                if job.over:
-                    return  # the engine had failed meanwhile
+            self._queue_known(job)
+            if job.over:
+                return  # the engine had failed meanwhile
         placed = assemble.place_ready(job)
         if job.work.progress:
             self._tell_progress(job, placed)
-        if job.finished == len(job.windows):
-            self._complete(job)
+        self._complete_if_done(job)
 
     def window_failed(self, window: Window, error: WhisperdError) -> None:
         if window.job.over:
@@ -241,16 +294,19 @@ class Pipeline:
                     "final": True,
                 },
             )
-        done = job.done_s / sum(window.duration_s for window in job.windows)
         job.client.notify(
             "transcribe.progress",
             {
                 "id": job.request_id,
                 "job": job.id,
-                "done_s": round(job.duration_s * done, 3),
+                "done_s": round(assemble.done_s(job), 3),
                 "total_s": round(job.duration_s, 3),
             },
         )
+
+    def _complete_if_done(self, job: Job) -> None:
+        if not job.more_to_come and job.finished == len(job.windows):
+            self._complete(job)
 
     def _complete(self, job: Job) -> None:
         if job.work.row.task == "detect":
@@ -286,14 +342,25 @@ class Pipeline:
         self._over(job, State.CANCELLED, error_line(job.request_id, WhisperdError(kind, message)), kind)
         return True
 
+    def _await_deadline(self, job: Job) -> None:
+        """Looks again when half of the time that is left is over, and at the deadline itself."""
+        loop, deadline = asyncio.get_running_loop(), job.deadline
+        assert deadline is not None
+        half = loop.time() + (deadline - loop.time()) / 2
+        job.timer = loop.call_at(half if deadline - half > _JUDGE_S else deadline, self._deadline, job)
+
     def _deadline(self, job: Job) -> None:
         """What the engine has in hand is not cut short; only waiting ends here."""
-        all_dispatched = job.windows and job.dispatched >= len(job.windows)
-        if not job.over and not all_dispatched:
-            self.fail(
-                job,
-                WhisperdError("deadline_exceeded", f"not begun within deadline_ms = {job.work.deadline_ms}"),
-            )
+        if job.over or job.deadline is None:
+            return
+        if asyncio.get_running_loop().time() < job.deadline:
+            if job.dispatcher:
+                job.dispatcher.judge(job)
+            if not job.over:
+                self._await_deadline(job)
+        elif job.more_to_come or not job.windows or job.dispatched < len(job.windows):
+            late = f"not begun within deadline_ms = {job.work.deadline_ms}"
+            self.fail(job, WhisperdError("deadline_exceeded", late))
 
     def _over(self, job: Job, state: State, line: bytes, outcome: str) -> None:
         job.move(state)
@@ -303,24 +370,13 @@ class Pipeline:
             self._hold(-job.duration_s)
         if job.task is asyncio.current_task():
             job.task = None  # it ends by itself
+        if job.queuer is asyncio.current_task():
+            job.queuer = None
         job.release()
         self._on_over(job, line, outcome)
         job.windows = []  # they know their job: a cycle would keep both until the next full garbage collection
 
 
-def _check_language(job: Job, traits: ModelTraits | None) -> None:
-    """Raises unsupported_language or invalid_params where the model cannot do what was asked."""
-    language = job.work.row.language
-    if traits is None:
-        return
-    if job.work.row.task == "translate" and not traits.multilingual:
-        raise WhisperdError(
-            "invalid_params", f"the model {job.work.model!r} is for English only and cannot translate", pointer="/task"
-        )
-    if language and language not in traits.languages:
-        known = "English only" if not traits.multilingual else f"{len(traits.languages)} languages"
-        raise WhisperdError(
-            "unsupported_language",
-            f"the model {job.work.model!r} is for {known}, not {language!r}; leave language out to have it detected",
-            language=language,
-        )
+def _other_windows() -> WhisperdError:
+    """Part of the text is of the old ones: there is no telling what the whole would be."""
+    return WhisperdError("worker_lost", "a media worker was lost, and the next one found other audio in this input")

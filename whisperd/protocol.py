@@ -1,6 +1,7 @@
 """Lines into requests and replies into lines, by the schemas in `schemas/`. Does no I/O after import.
 
-The schemas are the contract: this module compiles them once and decides nothing that they could say. What it adds
+The schemas are the contract: this module compiles them once and decides nothing that they could say. Most requests are
+right, which `checks` finds out quickly; jsonschema looks at the others and decides what is refused. What we add
 is how a violation is told: the JSON pointer into `params` and what was expected, never the offending value, which
 may be 64 MiB of audio.
 """
@@ -20,6 +21,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
+from whisperd.checks import Check, compiled
 from whisperd.errors import WhisperdError
 
 Id = str | int | None
@@ -71,7 +73,8 @@ class Method:
     main_only: bool  # carries audio, so it is not served on the control socket
     params_schema: dict[str, Any]
     result_schema: dict[str, Any]
-    params: Any  # the compiled validator of params
+    params: Any  # jsonschema's validator of params
+    accepts: Check  # the same as a quick yes or no
 
 
 # jsonschema takes 5.0 for an integer; the engine would get a float. orjson makes floats of integers over 64 bits.
@@ -98,6 +101,7 @@ def methods() -> dict[str, Method]:
                 params_schema=params,
                 result_schema=result,
                 params=_Validator(params),
+                accepts=compiled(params),
             )
     return found
 
@@ -122,8 +126,9 @@ def _expand(node: Any, home: str, by_id: Mapping[str, Any]) -> Any:
 
 
 @cache
-def _envelope() -> Any:
-    return _Validator(load_schemas()["envelope"])
+def _envelope() -> tuple[Check, Any]:
+    schema = load_schemas()["envelope"]
+    return compiled(schema), _Validator(schema)
 
 
 def parse_request(line: bytes | bytearray) -> Request:
@@ -142,7 +147,8 @@ def parse_request(line: bytes | bytearray) -> Request:
     id = message.get("id")
     if isinstance(id, bool) or not isinstance(id, str | int) or (isinstance(id, str) and len(id) > 128):
         id = None
-    violation = _first_error(_envelope(), {**message, "params": {}})
+    accepts, validator = _envelope()
+    violation = None if accepts(message) else _first_error(validator, {**message, "params": {}})
     if violation:
         pointer, expected = explain(violation)
         raise ProtocolError("invalid_request", f"{pointer or 'the request'}: {expected}", id, pointer=pointer)
@@ -166,6 +172,8 @@ def find_method(name: str) -> Method:
 
 def check_params(method: Method, params: Mapping[str, Any]) -> None:
     """Raises WhisperdError invalid_params that points at the first thing to mend."""
+    if method.accepts(params):
+        return
     # The schemas are ordered so that the first error is the one to tell; looking for more could take minutes.
     error = _first_error(method.params, _without_audio_bytes(params))
     if error:

@@ -63,11 +63,12 @@ class Service:
         self.fleet = Fleet(config, self.pipeline, make_engine)
         self.pipeline.fleet = self.fleet
         self.sessions: set[Session] = set()
+        self._parent: Session | None = None  # on stdio, the only session with a backlog
         self.closing: set[Link] = set()  # of clients that were answered everything, but have not read it all
         self.jobs: dict[str, Job] = {}
         self.handlers: dict[str, Handler] = {"cancel": self._cancel}
         self.stopping = False
-        self.on_quiet: Callable[[], None] = lambda: None  # nothing is owed to anybody
+        self.on_quiet: Callable[[], None] = lambda: None  # while stopping: nothing is owed to anybody any more
         self._ended_at: deque[float] = deque(maxlen=_RATE_JOBS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._job_numbers = 0
@@ -83,6 +84,8 @@ class Service:
     def add_session(self, session: Session) -> None:
         session.on_dropped = self._notification_dropped
         self.sessions.add(session)
+        if session.stdio:
+            self._parent = session
 
     def _notification_dropped(self) -> None:
         self.metrics.counters.notifications_dropped += 1
@@ -234,7 +237,7 @@ class Service:
     def _admit(
         self, session: Session, request: Request, slot: Slot, size: int, arrived: float, fds: list[int]
     ) -> None:
-        work = work_of(request, self.fleet.default_name)
+        work = work_of(request, self.fleet.default_name, self.config.tail_s)
         if "path" in work.audio and not session.peer.same_user:
             raise WhisperdError(
                 "forbidden", "a client of another user may not name paths: open the file and pass the descriptor"
@@ -274,8 +277,9 @@ class Service:
             self._keep(job, len(line), outcome)
         except Exception:  # what is kept of a job must not cost the next one its turn
             log.exception("a finished request could not be recorded", job=job.id)
-        for other in [session, *(s for s in self.sessions if s.backlog and s is not session)]:
-            self._pump_backlog(other)
+        self._pump_backlog(session)
+        if self._parent and self._parent.backlog and self._parent is not session:
+            self._pump_backlog(self._parent)
         self._check_quiet(session)
 
     def _keep(self, job: Job, bytes_out: int, outcome: str) -> None:
@@ -373,7 +377,7 @@ class Service:
             session.link.close()
             if session.link.buffered():
                 self._spawn(self._let_go(session.link))
-        if self.quiet:
+        if self.stopping and self.quiet:
             self.on_quiet()
 
 

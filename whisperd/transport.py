@@ -20,23 +20,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from whisperd.channel import descriptors_of
-from whisperd.framing import Line, LineSplitter
+from whisperd.inbox import Inbox, Owner, Turns
 
 # What one read takes. Small, because pausing takes effect between reads only: a chunk full of requests for
 # rpc.discover, 500 times smaller than their replies, stays well under output_max_bytes.
 _CHUNK_BYTES = 64 * 1024
-_TURN_S = 0.005  # of one client's lines before others have their turn
+_GATHER_BYTES = 64 * 1024  # of replies that go out at one go; fewer wait for the end of the loop's turn
 _FDS_MAX = 4  # per line, by the contract
 SLOW_READER_BYTES = 1024 * 1024  # unread output beyond which nothing more is read and progress is dropped
-
-
-class Owner(Protocol):
-    """Who a link belongs to."""
-
-    def received(self, line: Line) -> None: ...
-    def ended(self) -> None: ...  # no more lines will come; output is still wanted
-    def lost(self) -> None: ...  # the other side is gone; called once, nothing follows
-    def drained(self) -> None: ...  # the other side has read so much that SLOW_READER_BYTES are not exceeded any more
 
 
 class Link(Protocol):
@@ -78,56 +69,20 @@ class HangupWatch:
                 left()
 
 
-class _Inbox:
-    """Lines on their way to the owner, a few milliseconds of work at a turn: one chunk may hold thousands of them, and
-    other clients have a turn in between. `ready` is called when there is room for another chunk."""
-
-    def __init__(self, max_line_bytes: int, ready: Callable[[], None]) -> None:
-        self._splitter = LineSplitter(max_line_bytes)
-        self._loop = asyncio.get_running_loop()
-        self._lines: deque[Line] = deque()
-        self._ready = ready
-        self._ended = False
-
-    def take(self, owner: Owner, chunk: bytes, fds: list[int]) -> None:
-        """An empty chunk is the end of the input."""
-        self._owner = owner
-        self._ended = not chunk
-        self._lines.extend(self._splitter.feed(chunk, fds) if chunk else self._splitter.finish())
-        self._hand_on()
-
-    @property
-    def full(self) -> bool:
-        return bool(self._lines)
-
-    def _hand_on(self) -> None:
-        until = self._loop.time() + _TURN_S
-        while self._lines and self._loop.time() < until:
-            self._owner.received(self._lines.popleft())
-        if self._lines:
-            self._loop.call_soon(self._hand_on)
-        elif self._ended:
-            self._owner.ended()
-        else:
-            self._ready()
-
-    def abandon(self) -> None:
-        """The connection is gone."""
-        for fd in [*self._splitter.abandon(), *(fd for line in self._lines for fd in line.fds)]:
-            os.close(fd)
-        self._lines.clear()
-
-
 class SocketLink:
     """One accepted stream socket."""
 
-    def __init__(self, sock: socket.socket, max_line_bytes: int, hangups: HangupWatch) -> None:
+    def __init__(self, sock: socket.socket, max_line_bytes: int, hangups: HangupWatch, turns: Turns) -> None:
         self._socket = sock
         self._hangups = hangups
-        self._inbox = _Inbox(max_line_bytes, self._steer)
+        self._inbox = Inbox(max_line_bytes, turns, self._steer)
         self._loop = asyncio.get_running_loop()
-        self._outgoing: deque[memoryview] = deque()
+        self._outgoing: deque[bytes] = deque()
+        self._sending = memoryview(b"")  # what of them is on its way
         self._buffered = 0
+        self._wanted = False  # whether more input is
+        self._reading = self._writing = False  # whether the loop watches the socket for it
+        self._flushing = False  # it is due at the end of the loop's turn
         self._paused = False  # by the owner
         self._full = False  # by the other side, which does not read
         self._ended = False
@@ -137,9 +92,12 @@ class SocketLink:
 
     def start(self, owner: Owner) -> None:
         self._owner = owner
-        self._loop.add_reader(self._socket, self._read)
+        self._steer()
 
     def _read(self) -> None:
+        if not self._wanted:
+            self._watch_input(False)
+            return
         try:
             chunk, ancillary, _, _ = self._socket.recvmsg(
                 _CHUNK_BYTES, socket.CMSG_SPACE(_FDS_MAX * 4), socket.MSG_CMSG_CLOEXEC
@@ -151,39 +109,50 @@ class SocketLink:
             return
         if not chunk:
             self._ended = True
-            self._loop.remove_reader(self._socket)
+            self._watch_input(False)
             self._hangups.add(self._socket.fileno(), self._lose)
-        self._inbox.take(self._owner, chunk, descriptors_of(ancillary))
+        self._inbox.take(self._owner, chunk, descriptors_of(ancillary) if ancillary else [])
         self._steer()
+        if self._flushing:
+            self._flush_gathered()  # what is answered at once, such as `health`, need not wait for others' work
 
     def write(self, line: bytes) -> None:
         if self._socket.fileno() < 0:
             return
-        self._outgoing.append(memoryview(line))
+        self._outgoing.append(line)
         self._buffered += len(line)
         self._flushed.clear()
-        if len(self._outgoing) == 1:
+        if not self._writing and self._buffered >= _GATHER_BYTES:
             self._flush()
+        elif not self._writing and not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush_gathered)
         if self._buffered > SLOW_READER_BYTES and not self._full:
             self._full = True
             self._steer()
 
+    def _flush_gathered(self) -> None:
+        """What was written during this turn of the loop in one call: each one wakes up the reader."""
+        self._flushing = False
+        if self._buffered and not self._writing and self._socket.fileno() >= 0:
+            self._flush()
+
     def _flush(self) -> None:
         try:
-            while self._outgoing:
-                sent = self._socket.send(self._outgoing[0])
+            while self._buffered:
+                if not self._sending:
+                    self._sending = memoryview(self._gather())
+                sent = self._socket.send(self._sending)
                 self._buffered -= sent
-                self._outgoing[0] = self._outgoing[0][sent:]
-                if not self._outgoing[0]:
-                    self._outgoing.popleft()
+                self._sending = self._sending[sent:]
         except BlockingIOError:
-            self._loop.add_writer(self._socket, self._flush)
+            self._watch_output(True)
             return
         except OSError:
             # Not from inside a write: its caller is in the middle of something.
             self._loop.call_soon(self._lose)
             return
-        self._loop.remove_writer(self._socket)
+        self._watch_output(False)
         self._flushed.set()
         if self._full:
             self._full = False
@@ -191,6 +160,15 @@ class SocketLink:
             self._owner.drained()
         if self._closing:
             self._shut()
+
+    def _gather(self) -> bytes:
+        """The next lines to go out at one go; a long one goes alone, as it is."""
+        lines = [self._outgoing.popleft()]
+        size = len(lines[0])
+        while self._outgoing and size + len(self._outgoing[0]) <= _GATHER_BYTES:
+            lines.append(self._outgoing.popleft())
+            size += len(lines[-1])
+        return b"".join(lines)
 
     def buffered(self) -> int:
         return self._buffered
@@ -206,10 +184,23 @@ class SocketLink:
     def _steer(self) -> None:
         if self._ended or self._socket.fileno() < 0:
             return
-        if self._paused or self._full or self._inbox.full:
-            self._loop.remove_reader(self._socket)
-        else:
-            self._loop.add_reader(self._socket, self._read)
+        self._wanted = not (self._paused or self._full or self._inbox.full)
+        if self._wanted:
+            self._watch_input(True)  # to look away is left to `_read`: mostly input is wanted again before more comes
+
+    def _watch_input(self, wanted: bool) -> None:
+        if wanted and not self._reading:
+            self._loop.add_reader(self._socket.fileno(), self._read)
+        elif self._reading and not wanted:
+            self._loop.remove_reader(self._socket.fileno())
+        self._reading = wanted
+
+    def _watch_output(self, wanted: bool) -> None:
+        if wanted and not self._writing:
+            self._loop.add_writer(self._socket.fileno(), self._flush)
+        elif self._writing and not wanted:
+            self._loop.remove_writer(self._socket.fileno())
+        self._writing = wanted
 
     async def flushed(self) -> None:
         await self._flushed.wait()
@@ -217,7 +208,7 @@ class SocketLink:
     def close(self) -> None:
         """Closes when everything written has gone out."""
         self._closing = True
-        if not self._outgoing:
+        if not self._buffered:
             self._shut()
 
     def abort(self) -> None:
@@ -232,12 +223,13 @@ class SocketLink:
     def _shut(self) -> None:
         if self._socket.fileno() < 0:
             return
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
+        self._watch_input(False)
+        self._watch_output(False)
         self._hangups.discard(self._socket.fileno())
         self._socket.close()
         self._inbox.abandon()
         self._outgoing.clear()
+        self._sending = memoryview(b"")
         self._buffered = 0
         self._flushed.set()
 
@@ -245,14 +237,15 @@ class SocketLink:
 class StdioLink:
     """The parent's pipes: a thread that reads one descriptor, a thread that writes another."""
 
-    def __init__(self, fd_in: int, fd_out: int, max_line_bytes: int) -> None:
+    def __init__(self, fd_in: int, fd_out: int, max_line_bytes: int, turns: Turns) -> None:
         self._in, self._out = fd_in, fd_out
-        self._inbox = _Inbox(max_line_bytes, self._steer)
+        self._inbox = Inbox(max_line_bytes, turns, self._steer)
         self._loop = asyncio.get_running_loop()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC)
         self._may_read = threading.Event()
         self._paused = self._full = self._closed = self._lost = False
-        self._outgoing: deque[bytes] = deque()
+        self._gathered: list[bytes] = []  # during this turn of the loop
+        self._outgoing: list[bytes] = []  # the writer's to take
         self._buffered = 0
         self._has_output = threading.Condition()
         self._flushed = asyncio.Event()
@@ -339,6 +332,7 @@ class StdioLink:
         if self._lost:
             return
         self._lost = True
+        self._gathered.clear()
         self._outgoing.clear()
         self._buffered = 0
         self._flushed.set()
@@ -352,8 +346,15 @@ class StdioLink:
         self._flushed.clear()
         if self._buffered > SLOW_READER_BYTES:
             self._full = True
+        if not self._gathered:
+            self._loop.call_soon(self._hand_over)
+        self._gathered.append(line)
+
+    def _hand_over(self) -> None:
+        """Once in a turn of the loop: waking up the writer costs more than a reply does."""
         with self._has_output:
-            self._outgoing.append(line)
+            self._outgoing += self._gathered
+            self._gathered.clear()
             self._has_output.notify()
 
     def buffered(self) -> int:
@@ -382,8 +383,7 @@ class StdioLink:
         if self._closed:
             return
         self._closed = True
-        with self._has_output:
-            self._has_output.notify()
+        self._hand_over()
         with contextlib.suppress(OSError):  # the reader may have ended and nobody listens any more
             os.write(self._wake_write, b"x")
         self._may_read.set()

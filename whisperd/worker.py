@@ -12,7 +12,6 @@ import os
 import random
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import psutil
 
 from whisperd.channel import OUT_OF_DESCRIPTORS, AsyncChannel
+from whisperd.child import Child, Program, start_child
 from whisperd.log import log
 
 START_TIMEOUT_S = 600.0  # loading the largest model from a slow disk takes minutes
@@ -60,16 +60,16 @@ class Callbacks:
 
 @dataclass
 class Worker:
-    """Keeps one process of `module` running. States: starting, ready, restarting, failed, stopping, stopped."""
+    """Keeps one process of `program` running. States: starting, ready, restarting, failed, stopping, stopped."""
 
     kind: str
-    module: str
+    program: Program
     callbacks: Callbacks
     hello: Mapping[str, Any] | None = None  # sent first, for modules that wait for one
-    environ: Mapping[str, str] = field(default_factory=dict)
     state: str = "stopped"
     restarts: int = 0
     pid: int | None = None
+    _early: Child | None = None  # a process that was started for this worker before it was there
     _process: subprocess.Popen[bytes] | None = None
     _channel: AsyncChannel | None = None
     _start_failures: int = 0
@@ -78,6 +78,10 @@ class Worker:
     _timer: asyncio.TimerHandle | None = None  # start timeout, hang watch or backoff: never two at once
     _last_beats: dict[Hashable, float] = field(default_factory=dict)  # of each piece of work that is watched
     _hang_s: float | None = None  # how long silence is allowed now; None: nothing is asked of it
+
+    def adopt(self, child: Child) -> None:
+        """Has the next start take this process, which runs the worker's program already."""
+        self._early = child
 
     def start(self) -> None:
         """Starts the process; `callbacks.ready` follows."""
@@ -95,19 +99,9 @@ class Worker:
 
     def _spawn(self) -> socket.socket:
         """The process, with its end of a socket pair; returns ours."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # -P: the directory whisperd is started in must not shadow a module. Stdout is our stderr: whatever a
-            # native library prints stays out of the protocol.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", self.module, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **self.environ},
-            )
-        self.pid = self._process.pid
-        return ours
+        child, self._early = self._early or start_child(self.program), None
+        self._process, self.pid = child.process, child.process.pid
+        return child.channel
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Raises NotSent when there is no process to send to, OSError when we are short of descriptors."""

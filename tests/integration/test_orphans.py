@@ -44,6 +44,7 @@ def test_no_worker_outlives_a_supervisor_that_is_killed(launch: Launch, moment: 
     daemon = launch("--model", "tiny.en")
     with daemon.connect() as client:
         until(lambda: client.health()["ready"], "the daemon is ready")
+        until(lambda: {worker["state"] for worker in client.status()["workers"]} == {"ready"}, "all workers are")
         if moment == "busy":
             replies = [client.submit(each.path) for each in SHORT * 2]
             replies[0].result()

@@ -52,9 +52,11 @@ def make_job(
     options: DecodeOptions | None = None,
     task: str = "transcribe",
     state: Any = None,
+    deadline_ms: int | None = None,
 ) -> Job:
     """A job with windows of these lengths, as the pipeline would queue it."""
-    work = Work("fake", options or DecodeOptions(), RowOptions(task=task), {}, priority=priority)
+    row = RowOptions(task=task)
+    work = Work("fake", options or DecodeOptions(), row, {}, priority=priority, deadline_ms=deadline_ms)
     job = Job(name, client, name, "transcribe", work, arrived=0.0, bytes_in=1, digest=name)
     if state is not None:
         job.state = state

@@ -16,7 +16,8 @@ from typing import Any
 from whisperd.channel import Channel, ChannelClosed
 from whisperd.messages import WindowResult
 
-READY = {"multilingual": False, "languages": ["en"], "device": "cpu", "compute_type": "int8", "lanes": 2, "threads": 1}
+READY = {"multilingual": False, "languages": ["en"], "device": "cpu", "compute_type": "int8", "lanes": 2, "threads": 1,
+         "express": 1}  # fmt: skip
 
 
 def main() -> None:

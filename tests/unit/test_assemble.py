@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from whisperd.assemble import detection, job_timing, join_text, place_ready, place_segments, transcription
+from whisperd.assemble import detection, done_s, job_timing, join_text, place_ready, place_segments, transcription
 from whisperd.jobs import Job, Window, Work
 from whisperd.messages import SAMPLE_RATE, DecodeOptions, RowOptions, Segment, WindowResult, Word
 from whisperd.protocol import find_method
@@ -212,6 +212,29 @@ def test_the_timing_adds_up() -> None:
     one.media_ms, one.vad_ms, one.first_dispatch = 100.0, 50.0, 100.7
     timing = job_timing(one, 101.0)
     assert timing == {"queue_ms": 550.0, "media_ms": 100.0, "vad_ms": 50.0, "infer_ms": 300.0, "total_ms": 1000.0}
+
+
+def test_work_side_by_side_is_no_negative_waiting() -> None:
+    """The engine had begun 200 ms before the last speech was found: both count them, and waiting is what is left."""
+    one = job(heard(" a"))
+    one.media_ms, one.vad_ms, one.first_dispatch, one.prepared_at = 100.0, 400.0, 100.5, 100.7
+    timing = job_timing(one, 101.0)
+    assert timing == {"queue_ms": 200.0, "media_ms": 100.0, "vad_ms": 400.0, "infer_ms": 500.0, "total_ms": 1000.0}
+
+
+def test_progress_is_where_the_text_ends_and_what_is_done_behind_it() -> None:
+    """Only when the last window is known and done is all the audio done, the silence at its end too."""
+    one = job(heard(" a"), heard(" b"), heard(" c"))
+    one.results[1] = None
+    one.finished, one.duration_s, one.more_to_come = 2, 1000.0, True
+    place_ready(one)
+    lengths_s = [window.duration_s for window in one.windows]
+    assert done_s(one) == pytest.approx(one.windows[0].stop / SAMPLE_RATE + lengths_s[2])
+    one.results[1], one.finished = heard(" b"), 3
+    place_ready(one)
+    assert done_s(one) == one.windows[2].stop / SAMPLE_RATE
+    one.more_to_come = False
+    assert done_s(one) == 1000.0
 
 
 def test_the_timing_of_a_job_that_never_reached_the_engine_has_no_inference() -> None:

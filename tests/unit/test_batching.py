@@ -17,17 +17,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from whisperd.batching import HEAD_START_S, Batcher, compatibility_key, context_frames
+from whisperd.batching import Batcher, Bounds, compatibility_key, context_frames, may_hurry
+from whisperd.cost import CPU, share_s
+from whisperd.fairness import HEAD_START_S
 from whisperd.jobs import Job, Window
 from whisperd.messages import FRAMES_MAX, SAMPLE_RATE, DecodeOptions
 
-ROWS, COST_S = 8, 60.0
 LONG = (30.0,) * 24  # windows of a twelve-minute file
+BOUNDS = Bounds(8, slow_s=2.0)  # two windows of a long file
 
 
-def batcher() -> Batcher:
-    """One with the default limits."""
-    return Batcher(ROWS, COST_S)
+class Line(Batcher):
+    """One whose batches have always the same bounds."""
+
+    def __init__(self, bounds: Bounds = BOUNDS) -> None:
+        super().__init__()
+        self.bounds = bounds
+
+    def next_batch(self, bounds: Bounds | None = None) -> list[Window]:
+        return super().next_batch(bounds or self.bounds)
 
 
 def long_file(name: str = "long", **more: Any) -> Job:
@@ -35,19 +43,19 @@ def long_file(name: str = "long", **more: Any) -> Job:
     return make_job(name, LONG, frames=FRAMES_MAX, **more)
 
 
-def queue(line: Batcher, *jobs: Job) -> None:
+def queue(line: Line, *jobs: Job) -> None:
     """Queues jobs one after the other."""
     for job in jobs:
         line.add(job.windows)
 
 
-def serve(line: Batcher) -> Iterator[list[Window]]:
+def serve(line: Line) -> Iterator[list[Window]]:
     """Batches until nothing waits."""
     while batch := line.next_batch():
         yield batch
 
 
-def position(line: Batcher, job: Job, limit: int = 10_000, between: Callable[[int], None] | None = None) -> int:
+def position(line: Line, job: Job, limit: int = 10_000, between: Callable[[int], None] | None = None) -> int:
     """The number of the batch, from 1, that has the first of the job's windows; `between` is called before each."""
     for number in range(1, limit + 1):
         if between:
@@ -83,21 +91,55 @@ def test_a_context_holds_the_window_and_its_tail_and_is_no_trap(samples: int, ta
 
 def test_a_batch_is_bounded_by_rows() -> None:
     """Decoding gains little beyond."""
-    line = Batcher(3, 1000.0)
+    line = Line(Bounds(3))
     queue(line, *(make_job(str(n)) for n in range(7)))
     assert [len(batch) for batch in serve(line)] == [3, 3, 1]
 
 
 def test_a_batch_is_bounded_by_seconds() -> None:
     """A batch cannot be interrupted, so long windows come in small ones."""
-    line = Batcher(8, 60.0)
-    queue(line, long_file(), *(make_job(str(n), frames=1000) for n in range(8)))
-    assert {(len(batch), sum(w.cost_s for w in batch)) for batch in serve(line)} == {(2, 60.0), (6, 60.0), (2, 20.0)}
+    line = Line(Bounds(8, slow_s=2.0))
+    queue(line, long_file())
+    assert [len(batch) for batch in serve(line)] == [2] * 12
+    assert CPU.batch_s(long_file().windows[:2]) < 2.0 < CPU.batch_s(long_file().windows[:3])
+
+
+def test_light_work_is_bounded_by_rows_alone_unless_it_is_bulk() -> None:
+    """What is wanted soon comes out of the way fastest together."""
+    for priority, rows in (("interactive", 8), ("normal", 8), ("bulk", 2)):
+        line = Line(Bounds(8, slow_s=0.3))
+        queue(line, *(make_job(str(n), priority=priority) for n in range(16)))
+        assert len(line.next_batch()) == rows
+
+
+def test_a_batch_of_long_windows_has_some_rows_however_dear_they_are() -> None:
+    """Fewer are decoded badly, which helps nobody."""
+    line = Line(Bounds(8, slow_s=0.1, slow_rows=4))
+    queue(line, long_file())
+    assert {len(batch) for batch in serve(line)} == {4}
+
+
+def test_what_is_little_is_shared_out() -> None:
+    """A lane takes the number of rows that comes nearest to its share, and at least one."""
+    for share, rows in ((0.0, 1), (1.4, 1), (1.6, 2), (3.6, 4), (100.0, 8)):
+        jobs = [make_job(str(n)) for n in range(8)]
+        line = Line(Bounds(8, share_s=share * share_s(jobs[0].windows[0])))
+        queue(line, *jobs)
+        assert len(line.next_batch()) == rows
+
+
+def test_light_jobs_share_no_batch_with_long_ones() -> None:
+    """Also where their contexts are alike."""
+    line = Line()
+    queue(line, make_job("long", (3.0,) * 12), make_job("clip"))
+    batches = [{w.job.id for w in batch} for batch in serve(line)]
+    assert {"clip"} in batches
+    assert {"long", "clip"} not in batches
 
 
 def test_a_window_that_is_dearer_than_a_batch_goes_alone() -> None:
     """It could never go otherwise."""
-    line = Batcher(8, 10.0)
+    line = Line(Bounds(8, slow_s=0.1))
     queue(line, make_job("a", (30.0, 30.0), frames=FRAMES_MAX))
     assert [len(batch) for batch in serve(line)] == [1, 1]
 
@@ -108,7 +150,7 @@ def test_a_window_that_is_dearer_than_a_batch_goes_alone() -> None:
         ({}, {"frames": 1200}),
         ({}, {"options": DecodeOptions(beam_size=1)}),
         ({}, {"options": DecodeOptions(hotwords="whisper")}),
-        ({}, {"options": DecodeOptions(tail_s=None)}),
+        ({}, {"options": DecodeOptions(tail_s=2.0)}),
         ({}, {"task": "detect"}),
         ({}, {"priority": "bulk"}),
         ({"priority": "interactive"}, {"priority": "bulk"}),
@@ -116,21 +158,21 @@ def test_a_window_that_is_dearer_than_a_batch_goes_alone() -> None:
 )
 def test_windows_that_differ_in_their_key_never_share_a_batch(one: dict[str, Any], other: dict[str, Any]) -> None:
     """One call has one context, one set of options, one kind of work; and urgent work is not slowed by company."""
-    line = batcher()
+    line = Line()
     queue(line, make_job("a", **one), make_job("b", **other))
     assert [len(batch) for batch in serve(line)] == [1, 1]
 
 
 def test_windows_of_different_jobs_clients_and_tasks_share_a_batch() -> None:
     """Language and translation are each row's own."""
-    line = batcher()
+    line = Line()
     queue(line, make_job("a", client="x"), make_job("b", client="y"), make_job("c", task="translate"))
     assert [len(batch) for batch in serve(line)] == [3]
 
 
 def test_windows_of_one_job_go_in_their_order() -> None:
     """The beginning of a long file is told first."""
-    line = batcher()
+    line = Line()
     queue(line, long_file())
     assert [w.index for batch in serve(line) for w in batch] == list(range(24))
 
@@ -142,7 +184,7 @@ def test_windows_of_one_job_go_in_their_order() -> None:
 @pytest.mark.parametrize("client", ["same", "other"])
 def test_a_short_clip_beside_a_long_file_is_in_one_of_the_next_two_batches(served: int, client: str) -> None:
     """Whenever it arrives, and whether the file is its own client's or another's."""
-    line = batcher()
+    line = Line()
     queue(line, long_file(client="same"))
     for _ in range(served):
         line.next_batch()
@@ -153,7 +195,7 @@ def test_a_short_clip_beside_a_long_file_is_in_one_of_the_next_two_batches(serve
 
 def test_a_short_clip_beside_many_long_files_does_not_wait_for_each() -> None:
     """Ten files of ten clients, all begun: the clip is at most a batch of two behind."""
-    line = batcher()
+    line = Line()
     queue(line, *(long_file(f"long {n}", client=n) for n in range(10)))
     for _ in range(30):
         line.next_batch()
@@ -165,7 +207,7 @@ def test_a_short_clip_beside_many_long_files_does_not_wait_for_each() -> None:
 def test_a_thousand_clips_of_one_client_delay_another_s_single_clip_by_two_batches_at_most() -> None:
     """At any moment of the work on them."""
     for served in (0, 1, 10, 60):
-        line = batcher()
+        line = Line()
         queue(line, *(make_job(str(n), client="greedy") for n in range(1000)))
         for _ in range(served):
             line.next_batch()
@@ -176,7 +218,7 @@ def test_a_thousand_clips_of_one_client_delay_another_s_single_clip_by_two_batch
 
 def test_two_clients_with_much_to_do_get_equal_shares() -> None:
     """Whoever came first."""
-    line = batcher()
+    line = Line()
     queue(line, *(make_job(f"a{n}", client="a") for n in range(300)))
     queue(line, *(make_job(f"b{n}", client="b", options=DecodeOptions(beam_size=1)) for n in range(300)))
     served = Counter(line.next_batch()[0].job.client for _ in range(40))
@@ -185,7 +227,7 @@ def test_two_clients_with_much_to_do_get_equal_shares() -> None:
 
 def test_a_client_that_was_alone_before_is_not_punished_for_it() -> None:
     """Five hundred clips were served while nobody else wanted anything: from now on the shares are equal."""
-    line = batcher()
+    line = Line()
     queue(line, *(make_job(f"a{n}", client="a") for n in range(600)))
     while len(line) > 100:
         line.next_batch()
@@ -196,7 +238,7 @@ def test_a_client_that_was_alone_before_is_not_punished_for_it() -> None:
 
 def test_a_file_that_was_alone_before_is_not_punished_for_it() -> None:
     """Twelve minutes of it were served alone: another client's file gets half of what follows, not all."""
-    line = batcher()
+    line = Line()
     line.add(make_job("a", LONG * 2, frames=FRAMES_MAX, client="a").windows)
     for _ in range(12):
         line.next_batch()
@@ -207,7 +249,7 @@ def test_a_file_that_was_alone_before_is_not_punished_for_it() -> None:
 
 def test_a_long_file_goes_on_in_its_turn_when_its_later_windows_come_later() -> None:
     """They wait for the language of the first; the client's other clips, queued meanwhile, do not all go before."""
-    line = batcher()
+    line = Line()
     long, clips = long_file(client="a"), [make_job(str(n), client="a") for n in range(200)]
     queue(line, *clips[:5])
     line.add(long.windows[:1])
@@ -220,7 +262,7 @@ def test_a_long_file_goes_on_in_its_turn_when_its_later_windows_come_later() -> 
 
 def test_cancelled_clips_do_not_count_against_their_client() -> None:
     """A thousand were queued and cancelled: the next one goes as if they had never been."""
-    line = batcher()
+    line = Line()
     long = long_file(client="other")
     line.add(long.windows)
     jobs = [make_job(str(n), client="a") for n in range(1000)]
@@ -238,18 +280,18 @@ def test_cancelled_clips_do_not_count_against_their_client() -> None:
 @pytest.mark.parametrize("client", ["same", "other"])
 def test_classes_go_in_their_order_whoever_queued_them(client: str) -> None:
     """Interactive before normal before bulk, also where all are one client's and the bulk was first."""
-    line = batcher()
+    line = Line()
     queue(line, *(make_job(f"bulk {n}", client="same", priority="bulk") for n in range(500)))
     queue(line, *(make_job(f"normal {n}", client="same") for n in range(50)))
     queue(line, make_job("plain", client=client), make_job("urgent", client=client, priority="interactive"))
     classes = [batch[0].job.work.priority for batch in serve(line)]
-    assert classes == ["interactive"] + ["normal"] * 9 + ["bulk"] * 84
+    assert classes == ["interactive"] + ["normal"] * 7 + ["bulk"] * 63
 
 
 def test_an_interactive_clip_overtakes_what_is_queued_at_any_time() -> None:
     """In the next batch, whatever is being worked on."""
     for other in ("normal", "bulk"):
-        line = batcher()
+        line = Line()
         queue(line, *(long_file(f"long {n}", client=n, priority=other) for n in range(5)))
         for _ in range(7):
             line.next_batch()
@@ -259,9 +301,10 @@ def test_an_interactive_clip_overtakes_what_is_queued_at_any_time() -> None:
 
 
 BULK_LAG_S = HEAD_START_S["interactive"] - HEAD_START_S["bulk"]
+CLIP_S = share_s(make_job().windows[0])
 
 
-def endless(line: Batcher, priority: str, at_once: int, frames: int = 1000) -> Callable[[int], None]:
+def endless(line: Line, priority: str, at_once: int, frames: int = 1000) -> Callable[[int], None]:
     """Before every batch, tops the line up with so many jobs of new clients, each a client that comes and goes."""
     waiting: list[Job] = []
 
@@ -281,11 +324,11 @@ def endless(line: Batcher, priority: str, at_once: int, frames: int = 1000) -> C
 @pytest.mark.parametrize("bulk_jobs", [1, 500])
 def test_bulk_gets_out_under_endless_interactive_load(at_once: int, bulk_jobs: int) -> None:
     """Each batch moves virtual time by its seconds shared among the competitors, so that bulk waits for the head
-    starts' difference (720 s) times the competitors, in batches of so many seconds; however much bulk there is."""
-    line = batcher()
+    starts' difference times the competitors, in batches of so many seconds; however much bulk there is."""
+    line = Line()
     bulk = [make_job(f"bulk {n}", client="archive", priority="bulk", frames=1200) for n in range(bulk_jobs)]
     queue(line, *bulk)
-    batch_s = 10.0 * min(at_once, 6)
+    batch_s = CLIP_S * min(at_once, 8)
     bound = int(BULK_LAG_S * (at_once + 1) / batch_s) + 2
     assert position(line, bulk[0], bound, endless(line, "interactive", at_once)) > 1
 
@@ -293,7 +336,7 @@ def test_bulk_gets_out_under_endless_interactive_load(at_once: int, bulk_jobs: i
 @pytest.mark.parametrize("priority", ["interactive", "normal"])
 def test_bulk_goes_on_getting_its_share_under_endless_load(priority: str) -> None:
     """Not only once: in the long run a waiting archive gets about as much as each of those who come and go."""
-    line = batcher()
+    line = Line()
     queue(line, *(make_job(f"bulk {n}", client="archive", priority="bulk", frames=1200) for n in range(500)))
     more, served = endless(line, priority, 2), Counter()
     for number in range(600):
@@ -303,8 +346,8 @@ def test_bulk_goes_on_getting_its_share_under_endless_load(priority: str) -> Non
 
 
 def test_normal_gets_out_under_endless_interactive_load_of_one_client() -> None:
-    """That client's own chain of tags runs ahead of the head start after 120 s of its work."""
-    line = batcher()
+    """That client's own chain of tags runs ahead of the head start after so much of its work."""
+    line = Line()
     plain = make_job("plain", client="a", frames=1200)
     line.add(plain.windows)
 
@@ -312,12 +355,12 @@ def test_normal_gets_out_under_endless_interactive_load_of_one_client() -> None:
         for extra in range(6 - (len(line) - 1)):
             line.add(make_job(f"{number} {extra}", client="b", priority="interactive").windows)
 
-    assert position(line, plain, 10, more) <= int(120 / 60.0) + 2
+    assert position(line, plain, 10, more) <= int(HEAD_START_S["interactive"] / (6 * CLIP_S)) + 2
 
 
 def test_every_window_waits_for_a_bounded_time_under_any_mixture() -> None:
     """The oldest window of a heavy mixture is out within the bound for all classes together."""
-    line = batcher()
+    line = Line()
     archive = [long_file(f"archive {n}", client="archive", priority="bulk") for n in range(40)]
     talks = [long_file(f"talk {n}", client=n) for n in range(4)]
     queue(line, *archive, *talks)
@@ -328,7 +371,7 @@ def test_every_window_waits_for_a_bounded_time_under_any_mixture() -> None:
             each(number)
 
     # lines: the archive, four talks, two and two clients; begun: four talks and what of the archive was begun
-    assert position(line, archive[0], int(BULK_LAG_S * 13 / 20.0), top_up) > 1
+    assert position(line, archive[0], int(BULK_LAG_S * 13 / (2 * CLIP_S)), top_up) > 1
 
 
 # -- leaving -----------------------------------------------------------------------------------------------------
@@ -336,7 +379,7 @@ def test_every_window_waits_for_a_bounded_time_under_any_mixture() -> None:
 
 def test_discarded_windows_never_come_out() -> None:
     """Those that were handed out already are not touched."""
-    line = batcher()
+    line = Line()
     long, clip = long_file(), make_job("clip")
     queue(line, long, clip)
     first = line.next_batch()
@@ -349,7 +392,7 @@ def test_discarded_windows_never_come_out() -> None:
 
 def test_discarding_twice_or_nothing_does_nothing() -> None:
     """A job that is over may be discarded by whoever notices."""
-    line = batcher()
+    line = Line()
     long, clip, stranger = long_file(), make_job("clip"), make_job("stranger")
     queue(line, long, clip)
     for job in (long, long, stranger, make_job("empty", ())):
@@ -359,7 +402,7 @@ def test_discarding_twice_or_nothing_does_nothing() -> None:
 
 def test_suspects_go_first_and_one_at_a_time() -> None:
     """They must run alone; until then nothing else should be handed out."""
-    line = batcher()
+    line = Line()
     one, two = make_job("one", (3.0, 3.0)), make_job("two")
     queue(line, one, two)
     batch = line.next_batch()
@@ -377,7 +420,7 @@ def test_suspects_go_first_and_one_at_a_time() -> None:
 
 def test_discarded_suspects_are_forgotten() -> None:
     """Their job is over, so nobody wants them."""
-    line = batcher()
+    line = Line()
     one, two = make_job("one"), make_job("two")
     queue(line, one, two)
     for window in line.next_batch():
@@ -390,7 +433,7 @@ def test_discarded_suspects_are_forgotten() -> None:
 
 def test_a_suspect_does_not_come_out_of_the_ordinary_line_as_well() -> None:
     """It left an entry there when it went out as company of another."""
-    line = Batcher(2, 1000.0)
+    line = Line(Bounds(2))
     jobs = [make_job(str(n)) for n in range(3)]
     queue(line, *jobs)
     for window in line.next_batch():
@@ -402,7 +445,7 @@ def test_a_suspect_does_not_come_out_of_the_ordinary_line_as_well() -> None:
 
 def test_there_is_work_as_long_as_something_waits() -> None:
     """An engine is never left idle beside a line."""
-    line = batcher()
+    line = Line()
     queue(line, *(make_job(str(n), (3.0,) * (n % 4 + 1), frames=1000 + 200 * (n % 3)) for n in range(50)))
     while line:
         assert line.next_batch()
@@ -416,7 +459,7 @@ class AnyUse(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.line = Batcher(4, 40.0)
+        self.line = Line(Bounds(4, slow_s=1.0))
         self.waiting: set[Window] = set()
         self.suspects: list[Window] = []
         self.out: list[list[Window]] = []
@@ -467,7 +510,7 @@ class AnyUse(RuleBasedStateMachine):
         assert bool(batch) == bool(self.waiting)
         assert len(batch) <= 4
         assert len(set(batch)) == len(batch)
-        assert len(batch) == 1 or sum(window.cost_s for window in batch) <= 40.0
+        assert len(batch) <= 1 or may_hurry(batch[0]) or CPU.batch_s(batch) <= 1.0
         assert len({compatibility_key(window) for window in batch}) <= 1
         assert set(batch) <= self.waiting
         self.waiting -= set(batch)
@@ -550,7 +593,7 @@ def calls_of(work: Callable[[], object]) -> int:
 
 def calls_with(waiting: int) -> dict[str, float]:
     """The calls of one operation of each kind beside so many waiting windows."""
-    line = batcher()
+    line = Line()
     queue(line, *(make_job(str(n), client=n % 50, frames=1000 + 200 * (n % 5)) for n in range(waiting)))
     long = long_file()
     return {
@@ -569,32 +612,40 @@ def test_the_cost_of_an_operation_does_not_grow_with_what_waits() -> None:
 
 def test_nothing_is_remembered_when_nothing_waits() -> None:
     """Jobs hold audio and connections; an empty line holds none of them."""
-    line = batcher()
+    line = Line()
     jobs = [make_job(str(n), (3.0,) * (n % 3 + 1), client=object()) for n in range(50)]
     queue(line, *jobs)
     for job in jobs[::4]:
         line.discard(job)
     for _ in serve(line):
         continue
-    kept = [value for name, value in vars(line).items() if name not in {"max_rows", "max_cost_s", "_sequence"}]
-    assert not any(kept), vars(line)
+    for part in (line, line.turns):
+        ignored = {"bounds", "turns", "left", "_sequence"}  # numbers and parts of their own
+        kept = {name: value for name, value in vars(part).items() if name not in ignored}
+        assert not any(kept.values()), kept
+    assert not line.turns
+
+
+def held(line: Line) -> int:
+    """Everything that a line remembers."""
+    parts = [*vars(line).values(), *vars(line.turns).values()]
+    return sum(len(value) for value in parts if isinstance(value, list | dict | set))
 
 
 def test_cancelled_jobs_do_not_pile_up_under_endless_load() -> None:
     """A client that sends and cancels all day while the line is never empty, each time with another prompt."""
-    line = batcher()
+    line = Line()
     queue(line, *(make_job(str(n), client="busy") for n in range(100)))
     for number in range(20_000):
         job = make_job(str(number), client="fickle", options=DecodeOptions(initial_prompt=str(number)))
         line.add(job.windows)
         line.discard(job)
-    held = sum(len(value) for value in vars(line).values() if isinstance(value, list | dict | set))
-    assert held < 2000
+    assert held(line) < 2000
 
 
 def test_clients_that_come_and_go_are_forgotten() -> None:
     """Also while something always waits."""
-    line = batcher()
+    line = Line()
     line.add(long_file("forever", client="forever", priority="bulk").windows)
     more = endless(line, "normal", 4)
     for number in range(6000):
@@ -602,5 +653,4 @@ def test_clients_that_come_and_go_are_forgotten() -> None:
         line.next_batch()
         if len(line) < 10:
             line.add(long_file(f"forever {number}", client="forever", priority="bulk").windows)
-    held = sum(len(value) for value in vars(line).values() if isinstance(value, list | dict | set))
-    assert held < 5000
+    assert held(line) < 5000

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisperd.batching import Batcher
-from whisperd.dispatch import ALONE_TRIES, Dispatcher
+from whisperd.cost import CostModel
+from whisperd.dispatch import ALONE_TRIES, Dispatcher, Limits
 from whisperd.errors import WhisperdError
 from whisperd.inference.process import BatchFailed, ModelTraits
 from whisperd.jobs import Job, State, Window
@@ -51,6 +52,9 @@ class SteeredEngine:
         self.traits: ModelTraits | None = ModelTraits(True, frozenset({"en"}))
         self.changed: Callable[[], None] = lambda: None
         self.lanes = lanes
+        self.express_lanes = 0
+        self.usual_rows = 8
+        self.cost = CostModel()
         self.error: WhisperdError | None = None
         self.flights: list[Flight] = []
         self.lives = 0
@@ -149,7 +153,7 @@ class Stage:
 
     def __init__(self, lanes: int = 1, rows: int = 8) -> None:
         self.engine, self.ledger = SteeredEngine(lanes), Ledger()
-        self.dispatcher = Dispatcher(self.engine, Batcher(rows, 1000.0), self.ledger)
+        self.dispatcher = Dispatcher(self.engine, Batcher(), self.ledger, Limits(rows))
         self.ledger.dispatcher = self.dispatcher
 
     def add(self, *jobs: Job) -> None:
@@ -239,6 +243,63 @@ def test_as_many_batches_fly_as_the_engine_has_lanes() -> None:
         assert stage.in_air() == [["a"], ["b"]]
         await stage.land("b")
         assert stage.in_air() == [["a"], ["c"]]
+        await stage.finish()
+
+    run(test)
+
+
+def test_a_clip_beside_long_work_goes_on_the_express_lane() -> None:
+    """One more batch than the engine's lanes, and only for that."""
+
+    async def test() -> None:
+        stage = Stage(lanes=1)
+        stage.engine.express_lanes = 1
+        stage.add(make_job("long", (3.0,) * 40))
+        await settle()
+        stage.add(make_job("other long", (3.0,) * 40, client="b"), make_job("clip"))
+        await settle()
+        assert [set(names) for names in stage.in_air()] == [{"long"}, {"clip"}]
+        await stage.finish()
+
+    run(test)
+
+
+def test_a_deadline_that_cannot_be_met_is_answered_when_the_job_is_queued() -> None:
+    """With the wait to be expected; nothing of the job goes to the engine, not even where a lane is free."""
+
+    async def test() -> None:
+        stage = Stage(lanes=2, rows=1)
+        batch = make_job("past", (3.0,) * 2).windows
+        for _ in range(3):
+            stage.engine.cost.learn(batch, 60.0)
+        now = asyncio.get_running_loop().time()
+        stage.add(make_job("other", priority="bulk"))
+        doomed, modest = make_job("doomed", (3.0,) * 9, deadline_ms=5000), make_job("modest", deadline_ms=5000)
+        doomed.arrived = modest.arrived = now
+        stage.add(doomed, modest)
+        await settle()
+        assert stage.ledger.kinds == {"doomed": "deadline_exceeded"}
+        assert stage.in_air() == [["other"], ["modest"]]
+        await stage.finish()
+
+    run(test)
+
+
+def test_a_deadline_is_judged_again_when_somebody_asks() -> None:
+    """What came between may have taken its turn."""
+
+    async def test() -> None:
+        stage = Stage(lanes=1, rows=1)
+        for _ in range(3):
+            stage.engine.cost.learn(make_job("past").windows, 10.0)
+        job = make_job("late", priority="normal", deadline_ms=25_000)
+        job.arrived = asyncio.get_running_loop().time()
+        stage.add(make_job("first"), job)
+        stage.dispatcher.judge(job)
+        assert stage.ledger.kinds == {}
+        stage.add(*(make_job(f"urgent {n}", client=n, priority="interactive") for n in range(20)))
+        stage.dispatcher.judge(job)
+        assert stage.ledger.kinds == {"late": "deadline_exceeded"}
         await stage.finish()
 
     run(test)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from house import make_job, run
 
+from whisperd.child import Program, start_child
 from whisperd.inference.process import BatchFailed, EngineSettings, WorkerEngine, _introduction
 from whisperd.jobs import Samples, Window
 from whisperd.messages import WindowResult
@@ -33,7 +34,7 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> None:
 async def engine(hang_timeout_s: float = 15.0) -> AsyncIterator[WorkerEngine]:
     """A stand-in that is ready."""
     made = WorkerEngine(Path("model"), EngineSettings("cpu", "int8", 2, 1, hang_timeout_s, 0))
-    made.worker.module = "standin_engine"
+    made.worker.program = Program("standin_engine", {})
     made.start()
     await ready(made)
     try:
@@ -86,6 +87,28 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_process_that_was_started_early_is_taken_once() -> None:
+    """The first start finds it; whoever follows it is a new one. One that nobody takes can be ended."""
+
+    async def test() -> None:
+        program = Program("standin_engine", {})
+        early, spare = start_child(program), start_child(program)
+        made = WorkerEngine(Path("model"), EngineSettings("cpu", "int8", 2, 1, 15.0, 0))
+        made.worker.program = program
+        made.worker.adopt(early)
+        made.start()
+        await ready(made)
+        assert made.worker.pid == early.process.pid
+        made.worker.kill("a test")
+        await ready(made)
+        assert made.worker.pid not in (None, early.process.pid, spare.process.pid)
+        await made.drain()
+        spare.end()
+        assert spare.process.returncode is not None
+
+    run(test)
+
+
 def test_results_come_in_the_order_of_the_rows() -> None:
     """In whatever order the worker sent them."""
 
@@ -135,11 +158,14 @@ def test_a_worker_that_makes_no_sense_is_replaced_and_its_batches_are_lost(messa
     run(test)
 
 
-@pytest.mark.parametrize("change", [{"lanes": 0}, {"lanes": None}, {"scale": 0}, {"scale": "inf"}, {"languages": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [{"lanes": 0}, {"lanes": None}, {"express": -1}, {"scale": 0}, {"scale": "inf"}, {"languages": 1}],
+)
 def test_a_greeting_that_would_wedge_the_engine_is_refused(change: dict[str, Any]) -> None:
     """Without lanes nothing would ever be handed out."""
-    good = {"multilingual": True, "languages": ["en"], "lanes": 2, "scale": 1.0}
-    assert _introduction(good)[1:] == (2, 1.0)
+    good = {"multilingual": True, "languages": ["en"], "lanes": 2, "express": 1, "scale": 1.0}
+    assert _introduction(good)[1:] == (2, 1, 1.0)
     with pytest.raises((TypeError, ValueError)):
         _introduction(good | change)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -68,11 +68,9 @@ class HeldMedia(FakeMedia):
         super().__init__()
         self.held = asyncio.Event()
 
-    async def prepare(
-        self, message: dict[str, Any], fd: int, priority: str, on_digest: Callable[[str], None]
-    ) -> Prepared:
+    async def prepare(self, *given: Any) -> Prepared:
         await self.held.wait()
-        return await super().prepare(message, fd, priority, on_digest)
+        return await super().prepare(*given)
 
 
 class Nursery:

@@ -194,8 +194,7 @@ def test_a_caller_that_gives_up_leaks_no_descriptor(tmp_path: Path) -> None:
                 os.close(await opening)
             except asyncio.CancelledError:
                 continue
-        for _ in range(8):  # all threads are through with what they had when these come back
-            os.close(await open_path_in_thread(str(file), (), False, MAX))
+        while stuck():  # a thread has one in hand still
             await asyncio.sleep(0)
 
     async def main() -> None:
@@ -276,11 +275,27 @@ def test_a_descriptor_of_a_file_over_the_limit_is_too_long() -> None:
     os.close(fd)
 
 
-def test_a_descriptor_is_checked_in_a_thread_whatever_becomes_of_the_caller() -> None:
-    """It looks at a duplicate: the caller may close its own at once, and a caller that gives up leaks nothing."""
+def test_a_file_in_memory_is_checked_at_once() -> None:
+    """It cannot hang, so no thread is asked; what is wrong with it is told all the same."""
 
     async def main() -> None:
         fd = memory_file(b"12345")
+        checking = check_fd_in_thread(fd, MAX)
+        with pytest.raises(StopIteration):
+            checking.send(None)  # it has come to its end without waiting for anything
+        with pytest.raises(WhisperdError, match="more than max_audio_bytes"):
+            await check_fd_in_thread(fd, 4)
+        os.close(fd)
+
+    asyncio.run(main())
+
+
+def test_a_descriptor_is_checked_in_a_thread_whatever_becomes_of_the_caller(tmp_path: Path) -> None:
+    """It looks at a duplicate: the caller may close its own at once, and a caller that gives up leaks nothing."""
+
+    async def main() -> None:
+        (tmp_path / "clip").write_bytes(b"12345")
+        fd = os.open(tmp_path / "clip", os.O_RDONLY)
         await check_fd_in_thread(fd, MAX)
         with pytest.raises(WhisperdError, match="more than max_audio_bytes"):
             await check_fd_in_thread(fd, 4)

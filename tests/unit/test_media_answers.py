@@ -11,12 +11,19 @@ from typing import Any
 import pytest
 from standin_media import SEALS, sample_file
 
-from whisperd.media.answers import TEXT_MAX, WARNINGS_MAX, Nonsense, digest_of, failure_of, prepared_of
+from whisperd.media.answers import (
+    TEXT_MAX,
+    WARNINGS_MAX,
+    Hearing,
+    Nonsense,
+    Slice,
+    digest_of,
+    failure_of,
+)
 
-REQUEST = {"window_s": 30.0, "max_audio_s": 60.0}
+REQUEST = {"window_s": 30.0, "max_audio_s": 60.0, "first_only": False}
 COUNT = 16_000 * 40
 ANSWER: dict[str, Any] = {
-    "duration_s": 1e9,
     "speech_s": 30.5,
     "windows": [[0, 100_000], [100_000, 400_000]],
     "sure_speech_s": [2.0, 10],
@@ -35,16 +42,66 @@ def fd() -> Iterator[int]:
     os.close(fd)
 
 
-def test_a_true_answer_is_taken_but_for_its_duration(fd: int) -> None:
-    """That one follows from the memory file."""
-    prepared = prepared_of(ANSWER, [fd], REQUEST)
-    assert (prepared.samples.fd, prepared.samples.count, prepared.duration_s) == (fd, COUNT, 40.0)
-    assert prepared.windows == [(0, 100_000), (100_000, 400_000)]
-    assert (prepared.sure_speech_s, prepared.speech_stop) == ([2.0, 10.0], [0, 400_000])
+def part(*windows: tuple[int, int]) -> dict[str, Any]:
+    """Some windows, spoken through."""
+    return {
+        "windows": [list(window) for window in windows],
+        "sure_speech_s": [1.0] * len(windows),
+        "speech_stop": [stop for _, stop in windows],
+    }
+
+
+def test_a_true_answer_is_taken(fd: int) -> None:
+    """As many samples as the memory file holds."""
+    prepared = Hearing(REQUEST).prepared(ANSWER, [fd])
+    assert prepared.samples is not None
+    assert (prepared.samples.fd, prepared.samples.count) == (fd, COUNT)
+    assert prepared.windows == [Slice(0, 100_000, 2.0, 0), Slice(100_000, 400_000, 10.0, 400_000)]
     assert (prepared.speech_s, prepared.media_ms, prepared.vad_ms) == (30.5, 12.5, 0.0)
     assert prepared.warnings == ["audio ends early"]
     none = {"windows": [], "sure_speech_s": [], "speech_stop": [], "warnings": []}
-    assert prepared_of(ANSWER | none, [fd], REQUEST).windows == []
+    assert Hearing(REQUEST).prepared(ANSWER | none, [fd]).windows == []
+
+
+def test_windows_in_parts_are_taken_with_the_samples_beside_the_first(fd: int) -> None:
+    """The end may bring some more, or none."""
+    hearing = Hearing(REQUEST)
+    first, second = hearing.part(part((0, 100_000)), [fd]), hearing.part(part((150_000, 200_000)), [])
+    assert first.samples is not None
+    assert (first.samples.count, second.samples) == (COUNT, None)
+    assert [one.start for one in first.windows + second.windows] == [0, 150_000]
+    prepared = hearing.prepared(ANSWER | part((200_000, 400_000)), [])
+    assert (prepared.samples, [one.start for one in prepared.windows]) == (None, [200_000])
+
+
+def test_parts_that_cannot_be_true_are_nonsense(fd: int) -> None:
+    """No windows, windows in front of those told before, too many of all parts together, samples twice or never."""
+    for second, fds in (
+        (part(), []),
+        (part((50_000, 150_000)), []),
+        (part((100_000, COUNT + 1)), []),
+        (part((100_000, 200_000)), [fd]),
+    ):
+        hearing = Hearing(REQUEST)
+        hearing.part(part((0, 100_000)), [fd])
+        with pytest.raises(Nonsense):
+            hearing.part(second, fds)
+    with pytest.raises(Nonsense):
+        Hearing(REQUEST).part(part((0, 100_000)), [])
+    hearing = Hearing(REQUEST)
+    hearing.part(part((0, 100)), [fd])
+    with pytest.raises(Nonsense, match="descriptors"):
+        hearing.prepared(ANSWER | part((200, 300)), [fd])
+    hearing = Hearing(REQUEST)
+    hearing.part(part(*((at, at + 1) for at in range(100))), [fd])
+    with pytest.raises(Nonsense, match="windows of"):
+        hearing.part(part(*((at, at + 1) for at in range(100, 200))), [])
+
+
+def test_an_input_of_which_one_window_is_wanted_is_told_at_once(fd: int) -> None:
+    """Nobody would take a part of it."""
+    with pytest.raises(Nonsense):
+        Hearing(REQUEST | {"first_only": True}).part(part((0, 100_000)), [fd])
 
 
 @pytest.mark.parametrize(
@@ -68,14 +125,14 @@ def test_a_true_answer_is_taken_but_for_its_duration(fd: int) -> None:
 def test_an_answer_that_cannot_be_true_is_nonsense(fd: int, changes: dict[str, Any]) -> None:
     """Wrong types, wrong ranges, lists that do not fit each other or the samples."""
     with pytest.raises(Nonsense):
-        prepared_of(ANSWER | changes, [fd], REQUEST)
+        Hearing(REQUEST).prepared(ANSWER | changes, [fd])
 
 
-@pytest.mark.parametrize("name", sorted(ANSWER.keys() - {"duration_s"}))
+@pytest.mark.parametrize("name", sorted(ANSWER))
 def test_an_answer_with_a_part_missing_is_nonsense(fd: int, name: str) -> None:
     """Every field that is used must be there."""
     with pytest.raises(Nonsense):
-        prepared_of({key: value for key, value in ANSWER.items() if key != name}, [fd], REQUEST)
+        Hearing(REQUEST).prepared({key: value for key, value in ANSWER.items() if key != name}, [fd])
 
 
 def test_samples_must_be_one_sealed_readable_memory_file_of_whole_samples(tmp_path: Path) -> None:
@@ -96,10 +153,10 @@ def test_samples_must_be_one_sealed_readable_memory_file_of_whole_samples(tmp_pa
     ]  # fmt: skip
     for fd in bad:
         with pytest.raises(Nonsense):
-            prepared_of(ANSWER, [fd], REQUEST)
+            Hearing(REQUEST).prepared(ANSWER, [fd])
     for fds in ([], [sealed, bad[0]]):
         with pytest.raises(Nonsense):
-            prepared_of(ANSWER, fds, REQUEST)
+            Hearing(REQUEST).prepared(ANSWER, fds)
     for fd in (*bad, sealed):
         os.close(fd)
 

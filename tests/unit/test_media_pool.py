@@ -15,7 +15,7 @@ import pytest
 from house import run
 
 from whisperd.errors import WhisperdError
-from whisperd.media.pool import MediaPool, Prepared
+from whisperd.media.pool import MediaPool, Part, Prepared
 from whisperd.worker import Worker, WorkerLost
 
 ANSWER = {
@@ -28,6 +28,8 @@ ANSWER = {
     "vad_ms": 1.0,
     "warnings": [],
 }
+PART = {"event": "windows", "windows": [[0, 8_000]], "sure_speech_s": [0.5], "speech_stop": [8_000]}
+REST = {**ANSWER, "windows": [[8_000, 16_000]]}
 SAMPLES = {"count": 16_000}
 GOOD = [["ask"], ["samples", ANSWER, SAMPLES]]
 FAILED = {"event": "failed", "kind": "audio_unreadable", "message": "told so"}
@@ -55,16 +57,21 @@ async def pool(count: int = 1, **settings: Any) -> AsyncIterator[MediaPool]:
 
 
 def prepare(
-    media: MediaPool, steps: list[Any], on_digest: Callable[[str], None] = lambda _digest: None, **more: Any
+    media: MediaPool,
+    steps: list[Any],
+    on_digest: Callable[[str], None] = lambda _digest: None,
+    on_part: Callable[[Part], None] = Part.close,
+    **more: Any,
 ) -> Coroutine[Any, Any, Prepared]:
     """One input whose worker takes these steps."""
-    request = {"op": "prepare", "job": str(id(steps)), "window_s": 30.0, "max_audio_s": 60.0, **more}
+    job = str(id(steps))
+    request = {"op": "prepare", "job": job, "window_s": 30.0, "max_audio_s": 60.0, "first_only": False, **more}
 
     async def give() -> Prepared:
         fd = os.memfd_create("test-input")
         try:
             os.write(fd, json.dumps(steps).encode())
-            return await media.prepare(request, fd, "normal", on_digest)
+            return await media.prepare(request, fd, "normal", on_digest, on_part)
         finally:
             os.close(fd)
 
@@ -74,8 +81,8 @@ def prepare(
 async def works(media: MediaPool) -> None:
     """The pool answers another input."""
     prepared = await prepare(media, GOOD)
-    assert prepared.windows == [(0, 16_000)]
-    prepared.samples.close()
+    assert [(one.start, one.stop) for one in prepared.windows] == [(0, 16_000)]
+    prepared.close()
 
 
 def memory_files() -> int:
@@ -98,6 +105,9 @@ def memory_files() -> int:
         [["samples", {**ANSWER, "windows": [[0, 16_001]]}, SAMPLES]],
         [["samples", ANSWER, {"count": 16_000, "sealed": False}]],
         [["samples", {"event": "beat", "job": "another"}, SAMPLES]],
+        [["samples", PART | {"windows": [[0, 16_001]]}, SAMPLES]],
+        [["samples", PART, SAMPLES], ["say", PART]],
+        [["samples", PART, SAMPLES], ["samples", ANSWER, SAMPLES]],
     ],
 )
 def test_a_worker_that_talks_nonsense_is_replaced_and_leaks_nothing(steps: list[Any]) -> None:
@@ -115,6 +125,74 @@ def test_a_worker_that_talks_nonsense_is_replaced_and_leaks_nothing(steps: list[
     run(test)
 
 
+def test_the_second_worker_starts_when_it_is_wanted_or_when_there_is_time() -> None:
+    """One that starts beside the first would only make the first reply later."""
+
+    async def test() -> None:
+        async with pool(count=2) as media:
+            await works(media)
+            assert [worker.pid is not None for worker in media.workers] == [True, False]
+            held = asyncio.ensure_future(prepare(media, HELD))
+            await works(media)
+            assert all(worker.pid for worker in media.workers)
+            held.cancel()
+        async with pool(count=2) as media:
+            media.start_others()
+            assert all(worker.pid for worker in media.workers)
+
+    run(test)
+
+
+def test_windows_of_long_audio_come_before_the_end() -> None:
+    """With the samples, which are whoever's who hears of them; the end has the rest."""
+
+    async def test() -> None:
+        heard: list[Part] = []
+        async with pool() as media:
+            steps = [["ask"], ["samples", PART, SAMPLES], ["say", REST]]
+            prepared = await prepare(media, steps, on_part=heard.append)
+            assert [[one.start for one in part.windows] for part in heard] == [[0]]
+            assert prepared.samples is None
+            assert [one.start for one in prepared.windows] == [8_000]
+            heard[0].close()
+            await works(media)
+
+    run(test)
+
+
+def test_windows_for_a_job_that_is_over_are_given_back() -> None:
+    """Nobody hears of them, and their samples are closed."""
+
+    async def test() -> None:
+        async with pool() as media:
+            before, loop = memory_files(), asyncio.get_running_loop()
+            steps = [["ask"], ["samples", PART, SAMPLES], ["say", REST]]
+            waits = loop.create_task(prepare(media, steps, lambda _digest: loop.call_soon(waits.cancel)))
+            with pytest.raises(asyncio.CancelledError):
+                await waits
+            await works(media)
+            assert memory_files() == before
+            assert media.workers[0].restarts == 0
+
+    run(test)
+
+
+def test_what_cannot_be_taken_of_a_part_is_the_answer() -> None:
+    """The worker goes on with the next input."""
+
+    async def test() -> None:
+        def refuse(part: Part) -> None:
+            part.close()
+            raise WhisperdError("worker_lost", "other windows")
+
+        async with pool() as media:
+            with pytest.raises(WhisperdError, match="other windows"):
+                await prepare(media, [["ask"], ["samples", PART, SAMPLES], ["say", REST]], on_part=refuse)
+            await works(media)
+
+    run(test)
+
+
 def test_an_input_that_cannot_be_sent_leaves_the_seat_free() -> None:
     """A descriptor that cannot be copied, as when there are none left."""
 
@@ -122,7 +200,7 @@ def test_an_input_that_cannot_be_sent_leaves_the_seat_free() -> None:
         async with pool() as media:
             await works(media)
             with pytest.raises(OSError, match="descriptor"):
-                await media.prepare({"op": "prepare", "job": "1"}, -1, "normal", lambda _digest: None)
+                await media.prepare({"op": "prepare", "job": "1"}, -1, "normal", lambda _: None, lambda _: None)
             assert not media.busy(media.workers[0])
             await works(media)
 
@@ -139,7 +217,7 @@ def test_an_input_that_was_never_sent_waits_for_the_next_worker() -> None:
             second = asyncio.create_task(prepare(media, GOOD))
             with pytest.raises(WhisperdError, match="told so"):
                 await first
-            (await second).samples.close()
+            (await second).close()
             assert media.workers[0].restarts == 1
 
     run(test)
@@ -164,7 +242,7 @@ def test_an_answer_lost_for_want_of_descriptors_is_asked_for_again() -> None:
             while not media.workers[0].restarts:
                 await asyncio.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_NOFILE, old)
-            (await task).samples.close()
+            (await task).close()
 
     try:
         run(test)
@@ -268,10 +346,10 @@ def test_who_gives_up_in_the_line_holds_nobody_up() -> None:
             await asyncio.sleep(0)
             tasks[1].cancel()
             tasks[0].add_done_callback(lambda _task: tasks[2].cancel())
-            (await tasks[0]).samples.close()
+            (await tasks[0]).close()
             await asyncio.wait(tasks)
             if not tasks[2].cancelled():
-                tasks[2].result().samples.close()
+                tasks[2].result().close()
             await works(media)
 
     run(test)
@@ -293,7 +371,7 @@ def test_a_worker_that_did_not_start_is_tried_again_while_others_wait(
             ):
                 await asyncio.sleep(0.01)
             await works(media)
-            (await waits).samples.close()
+            (await waits).close()
             held.cancel()
             await asyncio.wait([held])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from whisperd.errors import KINDS, WhisperdError
 from whisperd.inference.process import BatchFailed, ModelTraits
 from whisperd.jobs import Window
 from whisperd.media.pool import Prepared
-from whisperd.messages import TAIL_S, DecodeOptions, RowOptions, Segment, WindowResult
+from whisperd.messages import DecodeOptions, RowOptions, Segment, WindowResult
 from whisperd.protocol import find_method
+from whisperd.tails import CAUTIOUS_S
 from whisperd.testing import FakeEngine, FakeMedia, digest_of
 from whisperd.worker import WorkerLost
 
@@ -89,14 +90,13 @@ class FragileMedia(FakeMedia):
         self.deaths = deaths
         self.prepared = 0
 
-    async def prepare(
-        self, message: dict[str, Any], fd: int, priority: str, on_digest: Callable[[str], None]
-    ) -> Prepared:
-        prepared = await super().prepare(message, fd, priority, on_digest)
+    async def prepare(self, *given: Any) -> Prepared:
+        prepared = await super().prepare(*given)
         self.prepared += 1
         if self.deaths:
             self.deaths -= 1
-            prepared.samples.close()
+            if prepared.samples:
+                prepared.samples.close()
             raise WorkerLost("SIGKILL")
         return prepared
 
@@ -124,7 +124,7 @@ def test_many_requests_at_once_get_each_their_own_text() -> None:
     """They share batches, and nothing else."""
 
     async def test() -> None:
-        async with House(window_s=30.0, batch_audio_s=1000.0) as house:
+        async with House(window_s=30.0) as house:
             engine = await house.loaded()
             engine.gate.clear()
             client = house.client()
@@ -285,7 +285,7 @@ def test_no_state_passes_from_one_request_to_the_next() -> None:
             told = len(client.link.messages)
             third = await client.result(client.transcribe(content))
             work = house.engine.batches[-1][0].job.work
-            assert work.options == DecodeOptions(tail_s=TAIL_S)
+            assert work.options == DecodeOptions(tail_s=CAUTIOUS_S)
             assert work.row == RowOptions()
             assert len(client.link.messages) == told + 1
             varying = {"job", "timing", "rtf"}
@@ -383,14 +383,14 @@ def test_later_windows_wait_for_the_first_one_s_language_and_get_it() -> None:
 
 
 def test_windows_with_a_given_language_do_not_wait() -> None:
-    """They may all share the first batch."""
+    """They are shared out among the lanes at once."""
 
     async def test() -> None:
         async with House(Linguist) as house:
             client = house.client()
             result = await client.result(client.transcribe(audio(5.0), language="de"))
             assert (result["language"], result["language_probability"]) == ("de", None)
-            assert [len(batch) for batch in house.engine.batches] == [5]
+            assert [len(batch) for batch in house.engine.batches] == [3, 2]
 
     run(test)
 
@@ -403,7 +403,7 @@ def test_a_model_for_english_only_does_not_look_for_the_language() -> None:
             client = house.client()
             result = conforms("transcribe", await client.result(client.transcribe(audio(3.0))))
             assert (result["language"], result["language_probability"]) == ("en", 1.0)
-            assert [len(batch) for batch in house.engine.batches] == [3]
+            assert [len(batch) for batch in house.engine.batches] == [2, 1]
             other = await client.error(client.transcribe(language="de"))
             assert (other["kind"], other["language"]) == ("unsupported_language", "de")
             translate = await client.error(client.transcribe(task="translate"))
@@ -683,7 +683,7 @@ def test_an_input_that_ends_two_media_workers_is_poison_and_remembered() -> None
 
 def test_poison_that_is_long_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered is bounded; the oldest goes first."""
-    monkeypatch.setattr("whisperd.pipeline._POISON_MAX", 2)
+    monkeypatch.setattr("whisperd.poison.POISON_MAX", 2)
 
     async def test() -> None:
         async with House(Killer) as house:
@@ -714,12 +714,10 @@ def test_what_nobody_foresaw_fails_one_job(error: Exception, kind: str) -> None:
     """As `internal`, or, where the machine ran short of something, with the advice to come back."""
 
     class Unlucky(FakeMedia):
-        async def prepare(
-            self, message: dict[str, Any], fd: int, priority: str, on_digest: Callable[[str], None]
-        ) -> Prepared:
+        async def prepare(self, message: dict[str, Any], fd: int, *more: Any) -> Prepared:
             if os.pread(fd, 7, 0) == b"UNLUCKY":
                 raise error
-            return await super().prepare(message, fd, priority, on_digest)
+            return await super().prepare(message, fd, *more)
 
     async def test() -> None:
         async with House() as house:

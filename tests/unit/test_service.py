@@ -716,7 +716,7 @@ def test_quiet_is_told_when_nothing_is_owed_to_anybody_any_more() -> None:
                 nonlocal quiet
                 quiet += 1
 
-            house.service.on_quiet = tell
+            house.service.on_quiet, house.service.stopping = tell, True
             client, parent = house.client(), house.client(stdio=True)
             first, second, bad = parent.transcribe(), parent.transcribe(), parent.send("transcribe", audio={"fd": 0})
             await parent.result(second)

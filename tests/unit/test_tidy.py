@@ -16,15 +16,17 @@ PACKAGE = Path(__file__).resolve().parents[2] / "whisperd"
 TIERS: list[set[str]] = [
     {"errors", "messages", "jobs", "config", "models.embedded"},
     {
-        "framing", "protocol", "admission", "batching", "assemble", "work", "render", "metrics", "histogram",
-        "media.windows", "media.containers",
+        "framing", "checks", "protocol", "admission", "cost", "fairness", "batching", "outlook", "lanes",
+        "assemble", "work", "render", "metrics", "histogram", "tails",
+        "poison", "media.windows", "media.containers",
         "inference.timestamps", "inference.repeats", "inference.attempts", "inference.prompts",
     },
     {
-        "transport", "listeners", "session", "gate", "dispatch", "channel", "worker", "intake", "media", "inference",
-        "models", "store", "records", "log", "paths", "process_stats", "sandbox", "testing",
+        "transport", "inbox", "offload", "listeners", "session", "gate", "dispatch", "channel", "child", "worker", "intake", "media",
+        "inference",
+        "models", "store", "records", "log", "paths", "process_stats", "sandbox", "testing", "simulator",
     },
-    {"service", "pipeline", "fleet", "control", "daemon", "client", "cli", "__main__"},
+    {"service", "pipeline", "fleet", "control", "daemon", "start", "client", "cli", "__main__"},
 ]  # fmt: skip
 IMPURE = {"asyncio", "os", "time", "socket", "subprocess", "threading", "random", "pathlib", "numpy", "sqlite3", "sys"}
 ENGINE_LIBRARIES = {"faster_whisper", "ctranslate2"}

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from functools import reduce
+from itertools import cycle, groupby, pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisperd.media.windows import FRAME_SAMPLES, Window, WindowPlan, needs_probabilities, plan_windows
+from whisperd.media.windows import (
+    FRAME_SAMPLES,
+    Planner,
+    Window,
+    WindowPlan,
+    needs_probabilities,
+    plan_windows,
+)
 from whisperd.messages import SAMPLE_RATE
 
 SPEECH, MURMUR, SILENCE = 0.95, 0.42, 0.02
@@ -184,3 +194,61 @@ def test_windows_are_ordered_short_enough_and_lose_no_speech(
         if sure and length * FRAME_SAMPLES >= 0.25 * SAMPLE_RATE:
             assert all(covered[frame * FRAME_SAMPLES : (frame + length) * FRAME_SAMPLES])
         frame += length
+
+
+def parts(probabilities: Sequence[float], sample_count: int, cuts: Sequence[int], **settings: Any) -> list[WindowPlan]:
+    """The plan as it is told when probabilities come in blocks of these lengths in turn; the last part is the rest."""
+    planner = Planner(sample_count, **settings)
+    told, at = [], 0
+    for length in cycle(cuts):
+        if at >= len(probabilities):
+            break
+        told.append(planner.feed(probabilities[at : at + length]))
+        at += length
+    return [*told, planner.finish()]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    stretches=STRETCHES,
+    missing=st.integers(0, FRAME_SAMPLES - 1),
+    vad=st.sampled_from(["auto", True, False]),
+    window_s=st.floats(1.0, 30.0),
+    cuts=st.lists(st.integers(1, 700), min_size=1, max_size=4),
+)
+def test_windows_told_early_are_those_of_the_whole_plan(
+    stretches: list[tuple[float, int]], missing: int, vad: bool | str, window_s: float, cuts: list[int]
+) -> None:
+    """For any audio in blocks of any lengths: what is handed out is never taken back, and nothing is added to it."""
+    probabilities = [level for level, frames in stretches for _ in range(frames)]
+    sample_count = len(probabilities) * FRAME_SAMPLES - missing
+    told = parts(probabilities, sample_count, cuts, vad=vad, window_s=window_s)
+    whole = plan_windows(probabilities, sample_count, vad=vad, window_s=window_s)
+    assert reduce(operator.add, told) == whole
+
+
+@pytest.mark.parametrize("vad", ["auto", False])
+def test_the_first_windows_of_long_speech_are_told_long_before_its_end(vad: bool | str) -> None:
+    """Sentences without a long silence between them: no more than four windows and a block are known and not told."""
+    sentences = [part for n in range(120) for part in ((3 + n % 4, SPEECH), (0.2 + 0.1 * (n % 3), SILENCE))]
+    probabilities = audio(*sentences)
+    told = parts(probabilities, len(probabilities) * FRAME_SAMPLES, [500], vad=vad, window_s=30.0)
+    known_s, settled_s = 0.0, 0.0
+    for part in told[:-1]:
+        known_s += 16.0
+        settled_s = part.windows[-1].stop / SAMPLE_RATE if part.windows else settled_s
+        assert known_s - settled_s <= 4 * 30.0 + 16.0
+
+
+def test_a_long_silence_settles_what_is_before_it() -> None:
+    """Whatever follows; the padding is part of it."""
+    planner = Planner(100 * SAMPLE_RATE, vad="auto", window_s=30.0)
+    assert [seconds(window) for window in planner.feed(audio((12, SPEECH), (2.1, SILENCE))).windows] == [(0.0, 12.4)]
+
+
+def test_audio_of_one_window_is_told_at_its_end() -> None:
+    """Whether it is kept whole depends on all of it."""
+    probabilities = audio((4, SPEECH), (6, SILENCE), (4, SPEECH))
+    *early, last = parts(probabilities, len(probabilities) * FRAME_SAMPLES, [50], vad="auto", window_s=30.0)
+    assert not any(part.windows for part in early)
+    assert len(last.windows) == 1

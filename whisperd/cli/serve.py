@@ -29,7 +29,7 @@ def command(config_file: Path | None, **flags: Any) -> None:
     echo '{"jsonrpc": "2.0", "id": 1, "method": "ping"}' | whisperd serve --stdio
     """
     settings = load(config_file, flags)
-    from whisperd.daemon import run
+    from whisperd.start import run
 
     with told():
         sys.exit(run(settings))

@@ -25,19 +25,27 @@ class Placement:
     compute_type: str  # auto, or one of CTranslate2's
     lanes: int  # 0: as many as suit
     threads: int
+    express: int = 0  # lanes besides, for short work beside long; -1: as many as suit
+
+    @property
+    def workers(self) -> int:
+        """Batches that may be decoded at the same time."""
+        return self.lanes + self.express
 
     def settled(self, device: str) -> Placement:
         """With this device in place of "auto", and what suits it in place of the rest.
 
         On a CPU one thread for each of several batches gives more throughput than several threads for one; a GPU
-        is filled by a single batch.
+        is filled by a single batch. One batch more than there are cores keeps short work from waiting behind long
+        work, at the price of a little speed of each; on a GPU batches end soon enough.
         """
         cores = usable_cores()
         lanes = self.lanes or (1 if device == "cuda" else cores)
         compute_type = self.compute_type
         if compute_type == "auto":
             compute_type = "float16" if device == "cuda" else "int8"
-        return Placement(device, compute_type, lanes, self.threads or max(1, cores // lanes))
+        express = self.express if self.express >= 0 else int(device == "cpu")
+        return Placement(device, compute_type, lanes, self.threads or max(1, cores // lanes), express)
 
 
 def usable_cores(root: Path = Path("/")) -> int:

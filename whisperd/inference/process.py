@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from whisperd.child import INFERENCE
+from whisperd.cost import CPU, SHAPES, CostModel
 from whisperd.errors import WhisperdError
 from whisperd.jobs import Window
 from whisperd.log import log
@@ -25,6 +27,7 @@ from whisperd.worker import Callbacks, NotSent, Worker, loss
 # How far beyond what such a batch usually takes an engine may be silent before it counts as hung.
 _PATIENCE = 8.0
 _RECYCLE_FACTOR, _RECYCLE_EXTRA_BYTES = 3, 1024**3
+_USUAL_ROWS = {"cpu": 8, "cuda": 32}
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
@@ -42,8 +45,8 @@ class ModelTraits:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How a model is run: device, CTranslate2 compute type, batches side by side (lanes), threads for each.
-    "auto" and 0 are settled by the worker, which can ask the device."""
+    """How a model is run: device, CTranslate2 compute type, batches side by side (lanes), threads for each, lanes
+    besides for short work. "auto", 0 and -1 are settled by the worker, which can ask the device."""
 
     device: str
     compute_type: str
@@ -51,6 +54,7 @@ class EngineSettings:
     threads: int
     hang_timeout_s: float
     rss_max_bytes: int
+    express_lanes: int = -1
 
 
 class Engine(Protocol):
@@ -58,6 +62,9 @@ class Engine(Protocol):
 
     traits: ModelTraits | None  # None until it is ready
     changed: Callable[[], None]  # called when capacity or state changed
+    express_lanes: int  # batches that it takes besides, for short work beside long
+    usual_rows: int  # in a batch, where no setting says otherwise
+    cost: CostModel  # of its batches
 
     def start(self) -> None: ...
     def capacity(self) -> int: ...  # batches that it takes at a time; 0 while it takes none
@@ -71,8 +78,7 @@ class Engine(Protocol):
 @dataclass
 class _Batch:
     results: dict[int, WindowResult]
-    rows: int
-    cost_s: float
+    windows: Sequence[Window]
     began: float
     done: asyncio.Future[list[WindowResult]]
 
@@ -92,14 +98,16 @@ class WorkerEngine:
         self.error: WhisperdError | None = None
         self._batches: dict[int, _Batch] = {}
         self._numbers = 0
+        self.cost = CostModel()
+        self.express_lanes = 0
+        self.usual_rows = _USUAL_ROWS["cpu"]
         self._lanes = 0  # as the worker settled it
         self._scale = 1.0
-        self._seconds_per_cost: float | None = None  # measured: wall seconds per second of encoder input
         self._rss_ready_bytes = 0
         self._recycling = False
         self.worker = Worker(
             "inference",
-            "whisperd.inference.worker",
+            INFERENCE,
             Callbacks(self._ready, self._message, self._lost, self._failed),
             hello={
                 "path": str(self.path),
@@ -107,8 +115,8 @@ class WorkerEngine:
                 "compute_type": self.settings.compute_type,
                 "lanes": self.settings.lanes,
                 "threads": self.settings.threads,
+                "express": self.settings.express_lanes,
             },
-            environ={"OPENBLAS_NUM_THREADS": "1"},  # log-mel is little work; the lanes have the cores
         )
 
     def start(self) -> None:
@@ -142,8 +150,7 @@ class WorkerEngine:
             if error.errno in _SHORTAGES:
                 raise NotSent(f"the daemon lacks resources: {error.strerror}") from error
             raise
-        cost_s = sum(window.cost_s for window in windows)
-        batch = _Batch({}, len(windows), cost_s, loop.time(), loop.create_future())
+        batch = _Batch({}, windows, loop.time(), loop.create_future())
         self._batches[number] = batch
         self._watch()
         return await batch.done
@@ -157,17 +164,20 @@ class WorkerEngine:
         if not self._batches:
             self.worker.expect_beats(None)
             return
-        usual_s = (self._seconds_per_cost or 0.0) * sum(batch.cost_s for batch in self._batches.values())
-        limit_s = max(self.settings.hang_timeout_s * self._scale, _PATIENCE * usual_s)
+        usual_s = sum(self.cost.seconds(batch.windows) for batch in self._batches.values())
+        limit_s = self.settings.hang_timeout_s * self._scale
+        if self.cost.measured:
+            limit_s = max(limit_s, _PATIENCE * usual_s)
         self.worker.expect_beats(limit_s, self._batches)
 
     def _ready(self, message: dict[str, Any]) -> None:
         try:
-            traits, lanes, scale = _introduction(message)
+            traits, lanes, express, scale = _introduction(message)
         except (KeyError, TypeError, ValueError) as error:
             self._senseless(error)
             return
-        self.traits, self._lanes, self._scale = traits, lanes, scale
+        self.traits, self._lanes, self.express_lanes, self._scale = traits, lanes, express, scale
+        self._on_device(str(message.get("device")))
         self._rss_ready_bytes = self.worker.rss_bytes()
         self._recycling = False
         log.info(
@@ -175,9 +185,16 @@ class WorkerEngine:
             path=str(self.path),
             pid=self.worker.pid,
             rss_bytes=self._rss_ready_bytes,
-            **{name: message.get(name) for name in ("device", "compute_type", "lanes", "threads")},
+            **{name: message.get(name) for name in ("device", "compute_type", "lanes", "express", "threads")},
         )
         self.changed()
+
+    def _on_device(self, device: str) -> None:
+        """What was learned of one worker holds for its successor, which does the same on the same machine."""
+        shape = SHAPES.get(device, CPU)
+        if not self.cost.measured:
+            self.cost = CostModel(shape, self._scale)
+        self.usual_rows = _USUAL_ROWS.get(device, _USUAL_ROWS["cpu"])
 
     def _message(self, message: dict[str, Any], fds: list[int]) -> None:
         for fd in fds:
@@ -209,18 +226,17 @@ class WorkerEngine:
         self.changed()
 
     def _finish(self, number: int, batch: _Batch) -> None:
-        missing = [row for row in range(batch.rows) if row not in batch.results]
+        rows = len(batch.windows)
+        missing = [row for row in range(rows) if row not in batch.results]
         if missing:
-            self._refused(number, batch, f"the engine left out rows {missing} of {batch.rows}")
+            self._refused(number, batch, f"the engine left out rows {missing} of {rows}")
             return
         del self._batches[number]
-        elapsed_s = asyncio.get_running_loop().time() - batch.began
-        rate = elapsed_s / batch.cost_s
-        self._seconds_per_cost = rate if self._seconds_per_cost is None else 0.8 * self._seconds_per_cost + 0.2 * rate
+        self.cost.learn(batch.windows, asyncio.get_running_loop().time() - batch.began)
         self.worker.praise()
         self._watch()
         if not batch.done.done():
-            batch.done.set_result([batch.results[row] for row in range(batch.rows)])
+            batch.done.set_result([batch.results[row] for row in range(rows)])
         self._recycle_if_grown()
         self.changed()
 
@@ -245,12 +261,12 @@ class WorkerEngine:
         self.changed()
 
 
-def _introduction(message: dict[str, Any]) -> tuple[ModelTraits, int, float]:
-    """Traits, lanes and patience from a worker's `ready`. Raises KeyError, TypeError or ValueError."""
-    lanes, scale = int(message["lanes"]), float(message["scale"])
-    if lanes < 1 or not math.isfinite(scale) or scale <= 0:
-        raise ValueError(f"{lanes} lanes and a scale of {scale}")
-    return ModelTraits(bool(message["multilingual"]), frozenset(message["languages"])), lanes, scale
+def _introduction(message: dict[str, Any]) -> tuple[ModelTraits, int, int, float]:
+    """Traits, lanes, express lanes and patience from a worker's `ready`. Raises KeyError, TypeError or ValueError."""
+    lanes, express, scale = int(message["lanes"]), int(message["express"]), float(message["scale"])
+    if lanes < 1 or express < 0 or not math.isfinite(scale) or scale <= 0:
+        raise ValueError(f"{lanes} lanes, {express} express lanes and a scale of {scale}")
+    return ModelTraits(bool(message["multilingual"]), frozenset(message["languages"])), lanes, express, scale
 
 
 def _batch_message(number: int, windows: Sequence[Window]) -> tuple[dict[str, Any], list[int]]:
@@ -278,4 +294,4 @@ def _batch_message(number: int, windows: Sequence[Window]) -> tuple[dict[str, An
             }
         )
     options = dataclasses.asdict(windows[0].job.work.options)
-    return {"batch": number, "frames": windows[0].frames, "options": options, "rows": rows}, fds
+    return {"batch": number, "frames": max(window.frames for window in windows), "options": options, "rows": rows}, fds

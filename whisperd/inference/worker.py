@@ -55,15 +55,19 @@ def main() -> int:
     ignore_stop_signals()
     channel = Channel(int(sys.argv[1]))
     outbox = _Outbox(channel)
+    # After stdio is out of the way: native libraries print. Before the first message: the process may have been started
+    # early, to have this behind it when the supervisor knows what to load.
+    from whisperd.inference.engine import load
+
     try:
-        load, _ = channel.receive()
+        message, _ = channel.receive()
         try:
-            recognizer = _load(load, outbox)
+            recognizer = _load(load, message, outbox)
         except WhisperdError as error:
             outbox.send({"event": "failed", "kind": error.kind, "message": error.message})
             return 0
         tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        for _ in range(recognizer.placement.lanes):
+        for _ in range(recognizer.placement.workers):
             threading.Thread(target=_lane, args=(tasks, recognizer, outbox), daemon=True).start()
         while True:
             tasks.put(channel.receive())
@@ -71,11 +75,10 @@ def main() -> int:
         return 0
 
 
-def _load(message: dict[str, Any], outbox: _Outbox) -> Recognizer:
-    from whisperd.inference.engine import load  # after stdio is out of the way: native libraries print
-
+def _load(load: Callable[[Path, Placement], Recognizer], message: dict[str, Any], outbox: _Outbox) -> Recognizer:
     path = Path(message["path"])
-    wanted = Placement(message["device"], message["compute_type"], message["lanes"], message["threads"])
+    names = ("device", "compute_type", "lanes", "threads", "express")
+    wanted = Placement(**{name: message[name] for name in names})
     recognizer = load(path, wanted)
     placement = recognizer.placement
     outbox.send(
@@ -88,6 +91,7 @@ def _load(message: dict[str, Any], outbox: _Outbox) -> Recognizer:
             "compute_type": placement.compute_type,
             "lanes": placement.lanes,
             "threads": placement.threads,
+            "express": placement.express,
             "scale": max(1.0, (path / "model.bin").stat().st_size / _QUICK_MODEL_BYTES),
         }
     )

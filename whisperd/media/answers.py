@@ -35,15 +35,35 @@ class Nonsense(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a media worker made of an input. `windows` are [start, stop) in samples."""
+class Slice:
+    """One window of the audio: [start, stop) in samples, the seconds of it that the detector is sure of, and the sample
+    behind the last sure speech."""
 
-    samples: Samples
-    duration_s: float
+    start: int
+    stop: int
+    sure_speech_s: float
+    speech_stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Windows that are settled while the worker still looks for more; `samples` come with the first part."""
+
+    samples: Samples | None
+    windows: list[Slice]
+
+    def close(self) -> None:
+        """For parts that nobody takes."""
+        if self.samples:
+            self.samples.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared(Part):
+    """What a media worker made of an input. `windows` are those that no part brought; so are `samples`, which are None
+    only where a part had them."""
+
     speech_s: float
-    windows: list[tuple[int, int]]
-    sure_speech_s: list[float]  # of each window: seconds that the detector is sure of
-    speech_stop: list[int]  # of each window: the sample behind the last sure speech
     media_ms: float
     vad_ms: float
     warnings: list[str]
@@ -65,29 +85,63 @@ def failure_of(message: Mapping[str, Any]) -> WhisperdError:
     return WhisperdError(kind, _text(message.get("message")))
 
 
-def prepared_of(message: Mapping[str, Any], fds: Sequence[int], request: Mapping[str, Any]) -> Prepared:
-    """The samples and windows for `request`, of which `max_audio_s` and `window_s` are looked at.
+class Hearing:
+    """What a worker says of one input: any number of parts, then the end."""
 
-    The one descriptor becomes the answer's. Raises Nonsense; then all descriptors stay the caller's.
-    """
-    if len(fds) != 1:
-        raise Nonsense(f"{len(fds)} descriptors beside an answer")
-    count = _sample_count(fds[0], request["max_audio_s"])
-    windows = _windows(message.get("windows"), count, int(request["window_s"] * SAMPLE_RATE))
-    warnings = _list(message.get("warnings"), "warnings")
-    if len(warnings) > WARNINGS_MAX:
-        raise Nonsense(f"{len(warnings)} warnings")
-    return Prepared(
-        samples=Samples(fds[0], count),
-        duration_s=count / SAMPLE_RATE,
-        speech_s=_seconds(message.get("speech_s"), "speech_s", count / SAMPLE_RATE),
-        windows=windows,
-        sure_speech_s=_sure_speech(message.get("sure_speech_s"), len(windows)),
-        speech_stop=_speech_stop(message.get("speech_stop"), windows),
-        media_ms=_seconds(message.get("media_ms"), "media_ms"),
-        vad_ms=_seconds(message.get("vad_ms"), "vad_ms"),
-        warnings=[_text(warning) for warning in warnings],
-    )
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        """Of the request `max_audio_s`, `window_s` and `first_only` are looked at."""
+        self._request = request
+        self._samples = 0  # how many there are, once they came
+        self._stop = 0  # of the last window
+        self._windows = 0
+
+    def part(self, message: Mapping[str, Any], fds: Sequence[int]) -> Part:
+        """Windows that are settled; of the first part the one descriptor becomes the answer's.
+
+        Raises Nonsense; then all descriptors stay the caller's.
+        """
+        if self._request["first_only"]:
+            raise Nonsense("windows in parts where one was asked for")
+        part = Part(self._take_samples(fds), self._take_windows(message))
+        if not part.windows:
+            raise Nonsense("a part without windows")
+        return part
+
+    def prepared(self, message: Mapping[str, Any], fds: Sequence[int]) -> Prepared:
+        """The end; like `part` where there was none."""
+        samples = self._take_samples(fds)
+        windows = self._take_windows(message)
+        warnings = _list(message.get("warnings"), "warnings")
+        if len(warnings) > WARNINGS_MAX:
+            raise Nonsense(f"{len(warnings)} warnings")
+        return Prepared(
+            samples=samples,
+            windows=windows,
+            speech_s=_seconds(message.get("speech_s"), "speech_s", self._samples / SAMPLE_RATE),
+            media_ms=_seconds(message.get("media_ms"), "media_ms"),
+            vad_ms=_seconds(message.get("vad_ms"), "vad_ms"),
+            warnings=[_text(warning) for warning in warnings],
+        )
+
+    def _take_samples(self, fds: Sequence[int]) -> Samples | None:
+        if len(fds) != (0 if self._samples else 1):
+            raise Nonsense(f"{len(fds)} descriptors beside an answer")
+        if self._samples:
+            return None
+        self._samples = _sample_count(fds[0], self._request["max_audio_s"])
+        return Samples(fds[0], self._samples)
+
+    def _take_windows(self, message: Mapping[str, Any]) -> list[Slice]:
+        longest = int(self._request["window_s"] * SAMPLE_RATE)
+        pairs = _windows(message.get("windows"), self._stop, self._samples, longest)
+        self._windows += len(pairs)
+        if self._windows > 1 + _WINDOWS_PER_S * (1 + self._samples // SAMPLE_RATE):
+            raise Nonsense(f"{self._windows} windows of {self._samples} samples")
+        if pairs:
+            self._stop = pairs[-1][1]
+        sure_s = _sure_speech(message.get("sure_speech_s"), len(pairs))
+        stops = _speech_stop(message.get("speech_stop"), pairs)
+        return [Slice(*pair, sure, stop) for pair, sure, stop in zip(pairs, sure_s, stops, strict=True)]
 
 
 def _sample_count(fd: int, max_audio_s: float) -> int:
@@ -106,13 +160,10 @@ def _sample_count(fd: int, max_audio_s: float) -> int:
     return count
 
 
-def _windows(value: Any, sample_count: int, longest: int) -> list[tuple[int, int]]:
-    """In order, apart, inside the samples, none longer than was asked for."""
+def _windows(value: Any, before: int, sample_count: int, longest: int) -> list[tuple[int, int]]:
+    """In order, apart, behind `before` and inside the samples, none longer than was asked for."""
     pairs = _list(value, "windows")
-    if len(pairs) > 1 + _WINDOWS_PER_S * (1 + sample_count // SAMPLE_RATE):
-        raise Nonsense(f"{len(pairs)} windows of {sample_count} samples")
     windows = []
-    before = 0
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or not all(_is_int(edge) for edge in pair):
             raise Nonsense("a window that is no pair of samples")

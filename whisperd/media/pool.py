@@ -11,20 +11,24 @@ import asyncio
 import heapq
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from whisperd.child import Program
 from whisperd.errors import WhisperdError
 from whisperd.jobs import PRIORITY_RANK
 from whisperd.log import log
-from whisperd.media.answers import Nonsense, Prepared, digest_of, failure_of, prepared_of
+from whisperd.media.answers import Hearing, Nonsense, Part, Prepared, digest_of, failure_of
 from whisperd.worker import Callbacks, NotSent, Worker, loss
 
-__all__ = ["MediaPool", "Prepared"]
+__all__ = ["MediaPool", "Part", "Prepared"]
 
 # One thread each: several workers side by side use the cores, and a client's audio gains little from more.
 _ENVIRON = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 ABANDONED_GRACE_S = 2.0  # for input that nobody waits for any more: most is done by then, and a restart costs a second
 START_AGAIN_S = 30.0  # between two tries with a worker that does not start
+
+
+Heard = TypeVar("Heard")
 
 
 class _Seat:
@@ -39,14 +43,23 @@ class _Seat:
         self._request: dict[str, Any] | None = None
         self._answer: asyncio.Future[Prepared] | None = None  # None too when nobody waits for it any more
         self._on_digest: Callable[[str], None] | None = None  # None once the hash was heard
+        self._on_part: Callable[[Part], None] | None = None
+        self._hearing: Hearing | None = None
         self._limit: asyncio.TimerHandle | None = None
         self._failed_at: float | None = None  # when the worker was given up
+        self._to_start = True
         self.worker = Worker(
-            "media", module, Callbacks(self._ready, self._message, self._lost, self._failed), environ=_ENVIRON
+            "media", Program(module, _ENVIRON), Callbacks(self._ready, self._message, self._lost, self._failed)
         )
 
     def begin(
-        self, request: dict[str, Any], fd: int, on_digest: Callable[[str], None], limit_s: float, hang_s: float
+        self,
+        request: dict[str, Any],
+        fd: int,
+        on_digest: Callable[[str], None],
+        on_part: Callable[[Part], None],
+        limit_s: float,
+        hang_s: float,
     ) -> asyncio.Future[Prepared]:
         """Hands the input over to the worker. The answer must be awaited at once and directly, so that whoever cancels
         the task cancels it too.
@@ -57,7 +70,8 @@ class _Seat:
         loop = asyncio.get_running_loop()
         self._request = request
         self._answer = answer = loop.create_future()
-        self._on_digest = on_digest
+        self._on_digest, self._on_part = on_digest, on_part
+        self._hearing = Hearing(request)
         self._limit = loop.call_later(limit_s, self._too_long, limit_s)
         self.worker.expect_beats(hang_s)
         return answer
@@ -70,15 +84,20 @@ class _Seat:
     def abandon(self, answer: asyncio.Future[Prepared], grace_s: float) -> None:
         """Nobody waits for `answer` any more. The worker may finish within the grace, so as not to be replaced."""
         if answer.done() and not answer.cancelled() and answer.exception() is None:
-            answer.result().samples.close()  # it came in the same moment
+            answer.result().close()  # it came in the same moment
         if self._answer is answer:
             self._answer = None
             self._stop_limit()
             self._limit = asyncio.get_running_loop().call_later(grace_s, self._end, "its job is over")
 
     def start(self) -> None:
+        self._to_start = False
         self._failed_at = None
         self.worker.start()
+
+    def start_if_not_begun(self) -> None:
+        if self._to_start:
+            self.start()
 
     def start_again(self, after_s: float) -> None:
         """Another try with a worker that was given up so long ago."""
@@ -112,12 +131,12 @@ class _Seat:
 
     def _settle(self, outcome: Prepared | Exception) -> None:
         answer, self._answer, self._request, self.taken = self._answer, None, None, False
-        self._on_digest = None
+        self._on_digest = self._on_part = self._hearing = None
         self._stop_limit()
         self.worker.expect_beats(None)
         if answer is None or answer.done():
             if isinstance(outcome, Prepared):
-                outcome.samples.close()
+                outcome.close()
         elif isinstance(outcome, Exception):
             answer.set_exception(outcome)
         else:
@@ -133,7 +152,7 @@ class _Seat:
         kept = False
         try:
             outcome = self._understand(message, fds)
-            kept = isinstance(outcome, Prepared)
+            kept = isinstance(outcome, Part)
         except Nonsense as error:
             self._end(f"it sent {error}", blame=True)
             return
@@ -141,17 +160,21 @@ class _Seat:
             if not kept:
                 for fd in fds:
                     os.close(fd)
-        if outcome:
+        if isinstance(outcome, Part) and not isinstance(outcome, Prepared):
+            self._heard_part(outcome)
+        elif outcome:
             self.worker.praise()
             self._settle(outcome)
 
-    def _understand(self, message: dict[str, Any], fds: list[int]) -> Prepared | Exception | None:
-        """The input's outcome, if the message brings it. Raises Nonsense."""
+    def _understand(self, message: dict[str, Any], fds: list[int]) -> Part | Exception | None:
+        """The input's outcome or a part of it, if the message brings it. Raises Nonsense."""
         request, event = self._request, message.get("event")
-        if request is None or message.get("job") != request["job"]:
+        if request is None or self._hearing is None or message.get("job") != request["job"]:
             raise Nonsense("a message about an input that it does not have")
         if event == "prepared":
-            return prepared_of(message, fds, request)
+            return self._hearing.prepared(message, fds)
+        if event == "windows":
+            return self._hearing.part(message, fds)
         if event == "failed":
             return failure_of(message)
         if event == "dropped" and self._on_digest is None and not self._wanted():
@@ -165,14 +188,24 @@ class _Seat:
     def _heard_digest(self, request: dict[str, Any], digest: str) -> None:
         """Tells the job what its content is, then the worker whether that is still wanted."""
         on_digest, self._on_digest = self._on_digest, None
+        if on_digest and self._wanted():
+            self._tell(on_digest, digest)
+        self.worker.send({"op": "go" if self._wanted() else "drop", "job": request["job"]})
+
+    def _heard_part(self, part: Part) -> None:
+        if self._on_part and self._wanted():
+            self._tell(self._on_part, part)
+        else:
+            part.close()
+
+    def _tell(self, listener: Callable[[Heard], None], heard: Heard) -> None:
         try:
-            if on_digest and self._wanted():
-                on_digest(digest)
-        except Exception as error:  # a fault of ours: it is this job's alone
-            log.exception("a job could not take its digest", job=request["job"])
+            listener(heard)
+        except Exception as error:
+            if not isinstance(error, WhisperdError):  # a fault of ours: it is this job's alone
+                log.exception("a job could not take what was found of it", job=self._request and self._request["job"])
             if self._answer and not self._answer.done():
                 self._answer.set_exception(error)
-        self.worker.send({"op": "go" if self._wanted() else "drop", "job": request["job"]})
 
     def _wanted(self) -> bool:
         """Whether somebody waits. A task that was cancelled just now does not, although it has yet to find out."""
@@ -210,17 +243,30 @@ class MediaPool:
         return any(seat.worker is worker and seat.taken for seat in self._seats)
 
     def start(self) -> None:
+        """Starts the first; the others when they are wanted, or when `start_others` says that there is time for it."""
         for seat in self._seats:
-            seat.start()
+            seat.worker.state = "starting"  # to whoever asks; it will be soon
+        self._seats[0].start()
+
+    def start_others(self) -> None:
+        """Those that were not started yet."""
+        for seat in self._seats:
+            seat.start_if_not_begun()
 
     async def stop(self) -> None:
         await asyncio.gather(*(seat.stop() for seat in self._seats))
 
     async def prepare(
-        self, message: dict[str, Any], fd: int, priority: str, on_digest: Callable[[str], None]
+        self,
+        message: dict[str, Any],
+        fd: int,
+        priority: str,
+        on_digest: Callable[[str], None],
+        on_part: Callable[[Part], None],
     ) -> Prepared:
         """Decodes one input. The caller keeps `fd`. `on_digest` hears the content's hash before decoding begins; if it
-        cancels the task that waits here, nothing is decoded.
+        cancels the task that waits here, nothing is decoded. `on_part` gets windows of long audio while the worker
+        looks for more, and with the first of them the samples; what it raises ends the waiting here.
 
         Raises WhisperdError for what is wrong with the audio, WorkerLost if the worker died with it in hand, OSError
         if there are no descriptors left.
@@ -230,7 +276,9 @@ class MediaPool:
         while True:
             seat = await self._acquire(place)
             try:
-                answer = seat.begin(message, fd, on_digest, self._decode_timeout_s, self._hang_timeout_s)
+                answer = seat.begin(
+                    message, fd, on_digest, on_part, self._decode_timeout_s, self._hang_timeout_s
+                )
             except NotSent:  # it died between being given and being used: not of this input
                 seat.release()
                 continue
@@ -253,6 +301,9 @@ class MediaPool:
         turn: asyncio.Future[_Seat] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._line, (*place, turn))
         self.seat_freed()
+        alone = len(self._line) == 1 and self._seats[0].worker.state == "starting"
+        if self._line and not alone:
+            self.start_others()
         try:
             return await turn
         except asyncio.CancelledError:
@@ -274,6 +325,8 @@ class MediaPool:
     def seats_failed(self, message: str) -> None:
         """A worker does not start; when none is left, nobody waits in vain."""
         self._failure = message
+        if self._line:
+            self.start_others()
         if self._all_failed():
             line, self._line = self._line, []
             for _, _, turn in line:

@@ -24,6 +24,7 @@ from whisperd.media.answers import TEXT_MAX, WARNINGS_MAX
 
 if TYPE_CHECKING:
     from whisperd.media.preparation import Preparer
+    from whisperd.media.windows import WindowPlan
 
 _BEAT_EVERY_S = 0.2  # pieces of work are far shorter, so a sign of life comes at least every half second
 # Libraries read these when they are loaded. Workers side by side use the cores, so one thread each. And official
@@ -66,7 +67,8 @@ def _load() -> Preparer:
 
 
 def _serve(channel: Channel, preparer: Preparer, message: dict[str, Any], fds: list[int]) -> None:
-    """One message: exactly one `prepared`, `failed` or `dropped` is the answer. Raises ChannelClosed only."""
+    """One message: exactly one `prepared`, `failed` or `dropped` ends the answer; `windows` may come before. Raises
+    ChannelClosed only."""
     job = str(message.get("job"))
     try:
         _prepare(channel, preparer, message, job, fds)
@@ -96,13 +98,20 @@ def _prepare(channel: Channel, preparer: Preparer, message: dict[str, Any], job:
         message,
         on_digest=lambda digest: _ask(channel, job, digest),
         on_block=_Beats(channel, job),
+        on_part=lambda samples_fd, part: _tell_part(channel, job, samples_fd, part),
     )
     try:
         answer = {"event": "prepared", "job": job, **preparation.to_wire()}
         answer["warnings"] = [warning[:TEXT_MAX] for warning in answer["warnings"][:WARNINGS_MAX]]
-        channel.send(answer, [preparation.samples_fd])
+        channel.send(answer, [] if preparation.parted else [preparation.samples_fd])
     finally:
         os.close(preparation.samples_fd)
+
+
+def _tell_part(channel: Channel, job: str, samples_fd: int | None, part: WindowPlan) -> None:
+    """The samples go with the first part."""
+    fds = [] if samples_fd is None else [samples_fd]
+    channel.send({"event": "windows", "job": job, **part.to_wire()}, fds)
 
 
 def _ask(channel: Channel, job: str, digest: str) -> None:

@@ -18,12 +18,11 @@ from typing import Any
 import orjson
 
 from whisperd.errors import WhisperdError
+from whisperd.models import FAKE, hub_cache
 from whisperd.models import files as model_files
-from whisperd.models import hub_cache
 from whisperd.models.embedded import EMBEDDED, EmbeddedModel
 from whisperd.models.hub_cache import HUB_REPOS
 
-FAKE = "fake"  # the deterministic engine of whisperd.testing; it has no files
 _REASON_MAX_CHARS = 600  # of what a failed download printed; the end says most
 _MULTILINGUAL_TOKENS_MIN = 51_865  # CTranslate2's own rule; vocabularies for English only are smaller
 

@@ -96,7 +96,7 @@ class StoreState:
 
 
 class Store:
-    """Start it with `Store.open`. All methods may be called from any thread."""
+    """Start it with `Store.open` or `Store.begin`. All methods may be called from any thread."""
 
     def __init__(self, path: Path, limits: StoreLimits) -> None:
         self._file = StoreFile(path / FILE_NAME if path.is_dir() else path)
@@ -124,11 +124,21 @@ class Store:
 
         Never raises for the file's sake: see `state`. A directory means the file of the usual name in it.
         """
+        store = cls.begin(path, limits)
+        store.wait_opened()
+        return store
+
+    @classmethod
+    def begin(cls, path: Path, limits: StoreLimits | None = None) -> Store:
+        """Starts the writer and waits for nothing: a start-up has better things to do meanwhile."""
         store = cls(path, StoreLimits() if limits is None else limits)
         store._writer.start()
-        with store._changed:
-            store._changed.wait_for(lambda: store._turns > 0 or store._ended, _FIRST_OPEN_S)
         return store
+
+    def wait_opened(self) -> None:
+        """Until it is known whether the file can be used, up to 5 s."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._turns > 0 or self._ended, _FIRST_OPEN_S)
 
     @property
     def path(self) -> Path:
