@@ -325,7 +325,7 @@ def test_lack_of_descriptors_fails_requests_in_a_way_that_invites_another_try(st
     """Each request needs some; one that gets none is answered, and later ones work."""
     daemon = start(preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60)))
     client = daemon.connect()
-    ids = [client.submit(b"HOLD %d" % number) for number in range(100)]
+    ids = [client.submit(b"HOLD %d" % number) for number in range(150)]  # 60 of them at most can be held
     errors = [client.receive() for _ in range(60)]
     assert {error["error"]["data"]["kind"] for error in errors if error} == {"overloaded"}
     daemon.release()

@@ -22,8 +22,8 @@ TIERS: list[set[str]] = [
         "inference.timestamps", "inference.repeats", "inference.attempts", "inference.prompts",
     },
     {
-        "transport", "inbox", "offload", "listeners", "session", "gate", "dispatch", "channel", "child", "worker", "intake", "media",
-        "inference",
+        "transport", "inbox", "offload", "listeners", "session", "gate", "dispatch", "channel", "child", "worker",
+        "intake", "media", "inference",
         "models", "store", "records", "log", "paths", "process_stats", "sandbox", "testing", "simulator",
     },
     {"service", "pipeline", "fleet", "control", "daemon", "start", "client", "cli", "__main__"},
