@@ -102,7 +102,7 @@ class Lanes:
             return None
         best = cost.best_rate / cost.rate
         ends = [max(0.0, one.expected_s - (now - one.began)) * best for one in self.flights if not one.express]
-        ends = (ends + [0.0] * room.lanes)[: max(room.lanes, len(ends))]
+        ends += [0.0] * min(room.lanes - len(ends), len(self.batcher))
         bounds = Bounds(room.rows, self.slow_s / cost.rate, _SLOW_ROWS, shape=cost.shape)
         wait_s = self._outlook.begins_in(waiting, now, ends, bounds, cost.best_rate, room.express > 0)
         return wait_s / best if wait_s * _SURE > job.deadline - now else None
@@ -117,7 +117,8 @@ class Lanes:
 
     def _bounds(self, busy: list[Flight], now: float, room: Room, cost: CostModel) -> Bounds:
         ends = [flight.left_s(now) / cost.rate for flight in busy]
-        share_s = water_level(self.batcher.waiting_s, ends + [0.0] * (room.lanes - len(busy)))
+        free = min(room.lanes - len(busy), len(self.batcher))  # more could not get a window each
+        share_s = water_level(self.batcher.waiting_s, ends + [0.0] * free)
         return Bounds(room.rows, self.slow_s / cost.rate, _SLOW_ROWS, share_s, cost.shape)
 
     def _hurried(self, busy: list[Flight], now: float, room: Room, cost: CostModel) -> list[Window]:

@@ -119,7 +119,7 @@ def states_of_jobs(client: Client) -> list[str]:
 
 def test_an_input_that_ends_the_engine_alone_twice_is_given_up(launch: Launch) -> None:
     """Only that one: those behind it are answered. When it comes again it is refused and costs no worker more."""
-    daemon = launch("--model", "tiny.en", lanes=1)
+    daemon = launch("--model", "tiny.en", lanes=1, express_lanes=0)  # alone: nothing may run beside it
     with daemon.connect() as client:
         first = engine_pid(client)
         os.kill(first, signal.SIGSTOP)  # it takes the batch, and nobody finishes it
