@@ -1,9 +1,11 @@
 """Which windows go to the engine next, and how many of them together.
 
 The order is that of `fairness`: the window with the lowest tag is the head of the next batch, and those that may share
-its call go with it, in their order. How many is a matter of cost, not of count: a call cannot be interrupted, so work
-that nobody hurries comes in batches of bounded seconds; and what is little is shared among the lanes that are free.
-No batch is ever held back to grow: what queued up while the engine was busy is what a batch is made of.
+its call go with it: first those with the same context, in their order, then those with the next ones, while the longer
+context that all get costs less than the steps that are shared. How many is a matter of cost, not of count: a call
+cannot be interrupted, so work that nobody hurries comes in batches of bounded seconds; and what is little is shared
+among the lanes that are free. No batch is ever held back to grow: what queued up while the engine was busy is what a
+batch is made of.
 
 Windows of light jobs share no batch with those of long ones: a clip of 3 s need not wait for 15 s beside it to be
 decoded.
@@ -13,19 +15,21 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from whisperd.cost import CPU, Shape, is_light, share_s
+from whisperd.cost import CPU, Shape, is_light, share_s, steps_of
 from whisperd.fairness import VirtualTime
 from whisperd.jobs import Job, Window
 from whisperd.messages import FRAMES_MAX, FRAMES_PER_SECOND, SAMPLE_RATE
 
-# Frames that contexts are rounded up to, so that windows of like length share a batch. A multiple of 200 is also
-# never 160 or 256 frames, which CTranslate2 would mistake for encoder output (80 and 128 mel bands).
-_BUCKET_FRAMES = 200
+# Frames that contexts are rounded up to, so that few different ones wait. A multiple of 100 is also never 160 or 256
+# frames, which CTranslate2 would mistake for encoder output (80 and 128 mel bands).
+_BUCKET_FRAMES = 100
 
 _Entry = tuple[float, int, Window]
+_Company = tuple[Window, int]  # who waits first with a context, and how many do
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,9 @@ def context_frames(samples: int, tail_s: float | None) -> int:
 
 
 def compatibility_key(window: Window) -> tuple[Hashable, ...]:
-    """Windows with equal keys may share an engine call (one model per batcher)."""
+    """Windows with equal keys may share an engine call (one model per batcher), at the longest of their contexts."""
     work = window.job.work
-    return window.frames, work.options, work.row.task == "detect", work.priority, window.light
+    return work.options, work.row.task == "detect", work.priority, window.light
 
 
 def may_hurry(window: Window) -> bool:
@@ -68,7 +72,9 @@ def fits(window: Window, batch: list[Window], bounds: Bounds) -> bool:
 
 
 def _live(entry: _Entry) -> bool:
-    return entry[2].queued and not entry[2].suspect
+    """Whether its window waits, and by this turn: one that waits again has a new one, and must not wait twice."""
+    _, number, window = entry
+    return window.queued and not window.suspect and window.turn[1] == number
 
 
 class Batcher:
@@ -79,7 +85,7 @@ class Batcher:
         self.waiting_s = 0.0  # nominal seconds of all that waits
         self._all: list[_Entry] = []
         self._hurried: list[_Entry] = []  # those of them that an express lane may take
-        self._by_key: dict[Hashable, list[_Entry]] = {}
+        self._by_key: dict[Hashable, dict[int, list[_Entry]]] = {}  # and by context
         self._suspects: list[Window] = []
         self.left = 0  # windows that left so far, one way or another
         self._discarded = 0  # since stale entries were last swept out
@@ -102,7 +108,7 @@ class Batcher:
             window.turn = self.turns.tag(window), self._sequence
             entry = (*window.turn, window)
             heapq.heappush(self._all, entry)
-            heapq.heappush(self._by_key.setdefault(compatibility_key(window), []), entry)
+            heapq.heappush(self._queue_of(window), entry)
             if may_hurry(window):
                 heapq.heappush(self._hurried, entry)
             self._enter(window)
@@ -132,7 +138,11 @@ class Batcher:
         self._hurried = [entry for entry in self._all if may_hurry(entry[2])]
         self._by_key.clear()
         for entry in self._all:
-            self._by_key.setdefault(compatibility_key(entry[2]), []).append(entry)
+            self._queue_of(entry[2]).append(entry)
+
+    def _queue_of(self, window: Window) -> list[_Entry]:
+        """Those that wait with its key and its context."""
+        return self._by_key.setdefault(compatibility_key(window), {}).setdefault(window.frames, [])
 
     def suspect_waits(self) -> bool:
         """Whether a window must run alone before anything else is handed out."""
@@ -173,16 +183,16 @@ class Batcher:
     def _company(self, head: Window, bounds: Bounds) -> Iterator[Window]:
         """Those that go with `head`, already out of their queue."""
         key = compatibility_key(head)
-        queue = self._by_key.get(key, [])  # the head may have been all that waited
+        queues = self._by_key.get(key, {})  # the head may have been all that waited
         batch, share_s = [head], head.cost_s
-        while (window := _top_live(queue)) is not None:
+        while window := best_company(queues, partial(_first, queues), batch, bounds):
             if share_s + window.cost_s / 2 > bounds.share_s or not fits(window, batch, bounds):
                 break
-            heapq.heappop(queue)
+            heapq.heappop(queues[window.frames])
             batch.append(window)
             share_s += window.cost_s
             yield window
-        if _top_live(queue) is None:
+        if not queues:
             self._by_key.pop(key, None)
 
     def in_order(self, most: int) -> list[Window]:
@@ -206,6 +216,39 @@ class Batcher:
                 part.clear()
             self.waiting_s = 0.0
             self._discarded = 0
+
+
+def best_company(
+    contexts: Collection[int], first: Callable[[int], _Company | None], batch: list[Window], bounds: Bounds
+) -> Window | None:
+    """Who suits a batch best, of the first windows of each context; None where nobody does well in it."""
+    frames = max(window.frames for window in batch)
+    if frames in contexts and (company := first(frames)):
+        return company[0]
+    for context in sorted(contexts, key=lambda context: abs(context - frames)):
+        company = first(context)
+        if company and _gains(*company, batch, frames, bounds):
+            return company[0]
+    return None
+
+
+def _gains(window: Window, alike: int, batch: list[Window], frames: int, bounds: Bounds) -> bool:
+    """Whether the longer context, for the batch or for those that are `alike`, costs less than the steps of the batch
+    that is saved by going together, if one is."""
+    rows, here = bounds.rows, len(batch)
+    saved = math.ceil(here / rows) + math.ceil(alike / rows) - math.ceil((here + alike) / rows)
+    longer_s = bounds.shape.encode_s(window.frames) - bounds.shape.encode_s(frames)
+    promoted = here if longer_s > 0 else min(alike, rows - here)
+    return promoted * abs(longer_s) < saved * bounds.shape.step_s * steps_of(window)
+
+
+def _first(queues: dict[int, list[_Entry]], context: int) -> _Company | None:
+    """A context with which nobody waits any more is dropped."""
+    window = _top_live(queues[context])
+    if window is None:
+        del queues[context]
+        return None
+    return window, len(queues[context])
 
 
 def _top_live(queue: list[_Entry]) -> Window | None:

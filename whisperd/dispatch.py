@@ -57,6 +57,7 @@ class Dispatcher:
     outcomes: Outcomes
     limits: Limits = Limits()
     last_used: float = 0.0
+    _unfinished: set[Job] = field(default_factory=set)  # more windows will come of them
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _pause: asyncio.TimerHandle | None = None  # after a batch that could not be sent
     _now: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
@@ -67,13 +68,17 @@ class Dispatcher:
 
     @property
     def idle(self) -> bool:
-        return not self._lanes.flights and not self.batcher
+        """Whether nothing is to be done, and nothing will come of jobs that were begun."""
+        return not self._lanes.flights and not self.batcher and not self._unfinished
 
     def add(self, windows: Sequence[Window]) -> None:
         """Queues a job's windows and hands out what the engine can take."""
         self.batcher.add(windows)
         if windows:
-            self.judge(windows[0].job)
+            job = windows[0].job
+            if job.more_to_come:
+                self._unfinished.add(job)
+            self.judge(job)
         self.pump()
 
     def judge(self, job: Job) -> None:
@@ -85,6 +90,7 @@ class Dispatcher:
 
     def discard(self, job: Job) -> None:
         """The job is over: its waiting windows go, those in the engine come back to nobody."""
+        self._unfinished.discard(job)
         self.batcher.discard(job)
 
     def replace_engine(self, successor: Engine) -> Engine:
@@ -117,6 +123,12 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _fly(self, flight: Flight, engine: Engine) -> None:
+        wanted = [window for window in flight.windows if not window.job.over]
+        if not wanted:
+            self._land(flight)
+            self.pump()
+            return
+        flight.windows = wanted  # the samples of jobs that ended since the launch are gone
         try:
             results = await engine.submit(flight.windows)
             if len(results) != len(flight.windows):
@@ -190,3 +202,6 @@ class Dispatcher:
             for window in batch:
                 if not window.job.over:
                     self.outcomes.window_failed(window, error)
+        for job in list(self._unfinished):
+            if job.more_to_come and not job.over:
+                self.outcomes.window_failed(job.windows[0], error)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from whisperd.framing import Line, LineSplitter
+from whisperd.log import log
 
 _TURN_S = 0.002  # of lines before the loop turns to other work
 
@@ -44,13 +45,15 @@ class Turns:
 
     def _run(self) -> None:
         until = self._loop.time() + _TURN_S
-        while self._waiting and self._loop.time() < until:
-            inbox = self._waiting.popleft()
-            if inbox.hand_on():
-                self._waiting.append(inbox)
-        self._running = bool(self._waiting)
-        if self._running:
-            self._loop.call_soon(self._run)
+        try:
+            while self._waiting and self._loop.time() < until:
+                inbox = self._waiting.popleft()
+                if inbox.hand_on():
+                    self._waiting.append(inbox)
+        finally:  # what one line raises must not end the turns of all
+            self._running = bool(self._waiting)
+            if self._running:
+                self._loop.call_soon(self._run)
 
 
 class Inbox:
@@ -78,7 +81,10 @@ class Inbox:
     def hand_on(self) -> bool:
         """The next line goes to the owner. True: there are more."""
         if self._lines:
-            self._owner.received(self._lines.popleft())
+            try:
+                self._owner.received(self._lines.popleft())
+            except Exception:  # a fault of ours: it costs this line, not those behind it
+                log.exception("a line could not be taken")
         if self._lines:
             return True
         if self._ended:

@@ -32,8 +32,8 @@ _OVERTIME = 0.25
 _WORTH = 0.5
 _EXPRESS_ROWS = 4
 # A deadline is given up where this part of the wait that is foreseen would miss it: nobody knows who comes and takes a
-# window along in a batch of its kind. In the simulator one in a hundred of those given up would have made it.
-_SURE = 0.75
+# window along in a batch of its kind. In the simulator three in a hundred of those given up would have made it.
+_SURE = 0.7
 _SLOW_ROWS = 4  # of long jobs and bulk in a batch, however long it takes: fewer gain little from being together
 
 
@@ -78,8 +78,10 @@ class Lanes:
 
     def next(self, now: float, room: Room, cost: CostModel) -> Flight | None:
         """The batch that starts now, already in flight; None where nothing can or nothing waits."""
+        if not room.lanes:
+            return None  # not on an express lane either: the engine is loading, gone, or about to be replaced
         if self.batcher.suspect_waits():
-            if self.flights or not room.lanes:
+            if self.flights:
                 return None  # it must be alone, so what flies lands first
             return self._start([self.batcher.next_suspect()], now, cost)
         if any(flight.suspect for flight in self.flights):

@@ -108,12 +108,15 @@ class _Bunch:
 
     def begin(self) -> None:
         self._under_way.add(self)
-        self._get_thread()
         self._timer = self.loop.call_later(_PATIENCE_S, self._look_after)
+        self._get_thread()
 
     def _get_thread(self) -> None:
         self._thread_due = True
-        self._threads.submit(self._work)
+        try:
+            self._threads.submit(self._work)
+        except RuntimeError:  # the system gives no thread now: asked for again, until the time is over
+            self._thread_due = False
 
     def _work(self) -> None:
         """In a thread."""

@@ -14,11 +14,13 @@ import heapq
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from whisperd.batching import Batcher, Bounds, compatibility_key, fits, may_hurry
+from whisperd.batching import Batcher, Bounds, best_company, compatibility_key, fits, may_hurry
 from whisperd.jobs import Window
 
 _PLANNED_MAX = 2000  # windows; whoever is behind them begins after them, which is enough to know
+_Queues = dict[int, deque[Window]]  # by context
 _STALE_ROWS, _STALE_PART, _STALE_S = 8, 1 / 20, 1.0
 
 
@@ -47,9 +49,9 @@ def make_plan(
 ) -> Plan:
     """Plays a line forward. `ends_s`: when each lane is free, from now; `rate`: seconds for each nominal one."""
     plan, waiting = Plan(now), list(line)
-    by_key: dict[Hashable, deque[Window]] = {}
+    by_key: dict[Hashable, _Queues] = {}
     for window in waiting:
-        by_key.setdefault(compatibility_key(window), deque()).append(window)
+        by_key.setdefault(compatibility_key(window), {}).setdefault(window.frames, deque()).append(window)
     lanes = list(ends_s)
     heapq.heapify(lanes)
     for head in waiting:
@@ -57,7 +59,7 @@ def make_plan(
             continue
         begin = lanes[0]
         key = compatibility_key(head)
-        batch = _next_batch(by_key[key], bounds, plan, begin)
+        batch = _next_batch(head, by_key[key], bounds, plan, begin)
         if not batch:
             continue
         plan._heads.append(head.turn)
@@ -71,15 +73,24 @@ def make_plan(
     return plan
 
 
-def _next_batch(queue: deque[Window], bounds: Bounds, plan: Plan, begin: float) -> list[Window]:
-    """Takes from a key's queue what would go together at `begin`; those that give up before go with nobody."""
+def _next_batch(head: Window, queues: _Queues, bounds: Bounds, plan: Plan, begin: float) -> list[Window]:
+    """Takes from a key's queues what would go together at `begin`; those that give up before go with nobody."""
     batch: list[Window] = []
-    while queue and (not batch or fits(queue[0], batch, bounds)):
-        window = queue.popleft()
+    window: Window | None = head
+    while window and (not batch or fits(window, batch, bounds)):
+        queue = queues[window.frames]
+        queue.popleft()
+        if not queue:
+            del queues[window.frames]
         plan.begins[window.turn] = begin
         if not _gives_up(window, plan.made + begin):
             batch.append(window)
+        window = best_company(queues, partial(_first, queues), batch or [head], bounds)
     return batch
+
+
+def _first(queues: _Queues, context: int) -> tuple[Window, int]:
+    return queues[context][0], len(queues[context])
 
 
 def _gives_up(window: Window, at: float) -> bool:

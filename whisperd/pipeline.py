@@ -245,7 +245,7 @@ class Pipeline:
             job.move(State.RUNNING)
 
     def window_returned(self, window: Window) -> None:
-        window.job.dispatched -= 1  # it waits again, and its deadline counts again
+        window.job.dispatched -= 1  # it waits again; a deadline that is still ahead counts again
 
     def batch_done(self, rows: int, busy_s: float) -> None:
         self._metrics.batch_done(asyncio.get_running_loop().time(), rows, busy_s)
@@ -269,7 +269,7 @@ class Pipeline:
             job.language, job.language_probability = result.language, result.language_probability
             self._queue_known(job)
             if job.over:
-                return  # the engine had failed meanwhile
+                return  # the engine had failed meanwhile, or the deadline has no hope
         placed = assemble.place_ready(job)
         if job.work.progress:
             self._tell_progress(job, placed)
@@ -305,7 +305,7 @@ class Pipeline:
         )
 
     def _complete_if_done(self, job: Job) -> None:
-        if not job.more_to_come and job.finished == len(job.windows):
+        if not job.over and not job.more_to_come and job.finished == len(job.windows):
             self._complete(job)
 
     def _complete(self, job: Job) -> None:

@@ -70,7 +70,7 @@ def position(line: Line, job: Job, limit: int = 10_000, between: Callable[[int],
 
 @pytest.mark.parametrize(
     ("seconds", "tail_s", "frames"),
-    [(3.0, None, 3000), (3.0, 6.0, 1000), (4.0, 6.0, 1000), (4.01, 6.0, 1200), (23.9, 6.0, 3000), (30.0, 6.0, 3000)],
+    [(3.0, None, 3000), (3.0, 6.0, 900), (4.0, 6.0, 1000), (4.01, 6.0, 1100), (23.9, 6.0, 3000), (30.0, 6.0, 3000)],
 )
 def test_contexts_are_rounded_up_to_buckets(seconds: float, tail_s: float | None, frames: int) -> None:
     """So that windows of like length share a batch; 30 s are the most there is."""
@@ -82,7 +82,7 @@ def test_a_context_holds_the_window_and_its_tail_and_is_no_trap(samples: int, ta
     """Never less than asked for (up to 30 s), and never a number that CTranslate2 takes for encoder output."""
     frames = context_frames(samples, tail_s)
     assert frames >= min(FRAMES_MAX, (samples / SAMPLE_RATE + tail_s) * 100) - 1e-6
-    assert frames % 200 == 0
+    assert frames % 100 == 0
     assert frames <= FRAMES_MAX
 
 
@@ -147,7 +147,6 @@ def test_a_window_that_is_dearer_than_a_batch_goes_alone() -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ({}, {"frames": 1200}),
         ({}, {"options": DecodeOptions(beam_size=1)}),
         ({}, {"options": DecodeOptions(hotwords="whisper")}),
         ({}, {"options": DecodeOptions(tail_s=2.0)}),
@@ -157,10 +156,26 @@ def test_a_window_that_is_dearer_than_a_batch_goes_alone() -> None:
     ],
 )
 def test_windows_that_differ_in_their_key_never_share_a_batch(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """One call has one context, one set of options, one kind of work; and urgent work is not slowed by company."""
+    """One call has one set of options, one kind of work; and urgent work is not slowed by company."""
     line = Line()
     queue(line, make_job("a", **one), make_job("b", **other))
     assert [len(batch) for batch in serve(line)] == [1, 1]
+
+
+def test_neighbouring_contexts_share_a_batch_where_that_is_cheaper() -> None:
+    """The longer context of all costs less than decoding them apart; and more, where the contexts are far apart."""
+    line = Line()
+    queue(line, make_job("a", (8.0,), frames=1100), make_job("b", (9.0,), frames=1200))
+    queue(line, make_job("c", (2.0,), frames=500))
+    assert [sorted(window.frames for window in batch) for batch in serve(line)] == [[1100, 1200], [500]]
+
+
+def test_full_batches_are_made_of_like_contexts() -> None:
+    """Where enough of them wait there is nothing to gain by longer contexts."""
+    line = Line(Bounds(4))
+    jobs = [make_job(str(n), (8.0,), frames=(1100, 1600)[n % 2]) for n in range(16)]
+    queue(line, *jobs)
+    assert all(len({window.frames for window in batch}) == 1 and len(batch) == 4 for batch in serve(line))
 
 
 def test_windows_of_different_jobs_clients_and_tasks_share_a_batch() -> None:

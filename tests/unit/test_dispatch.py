@@ -335,6 +335,48 @@ def test_a_result_for_a_job_that_is_over_reaches_nobody() -> None:
     run(test)
 
 
+def test_a_job_that_ends_in_the_moment_of_its_launch_costs_its_neighbours_nothing() -> None:
+    """Its samples are gone, so the engine must not be asked for them. Where nobody is left it is not asked at all."""
+
+    async def test() -> None:
+        stage = Stage()
+        plug, one, two = make_job("plug"), make_job("one"), make_job("two")
+        stage.add(plug)
+        stage.ledger.end(plug, State.CANCELLED)
+        stage.add(one, two)
+        await asyncio.sleep(0)  # the launch of both is due at the loop's next turn
+        assert stage.in_air() == []
+        stage.ledger.end(one, State.CANCELLED)
+        await settle()
+        assert stage.in_air() == [["two"]]
+        await stage.finish()
+        assert (stage.ledger.names, stage.ledger.returned) == (["two"], [])
+
+    run(test)
+
+
+def test_a_job_of_which_more_will_come_keeps_the_engine() -> None:
+    """Although nothing waits or flies, its model must not be unloaded before the job is over."""
+
+    async def test() -> None:
+        stage = Stage()
+        job, other = make_job("long", (3.0, 3.0)), make_job("other")
+        job.state, job.more_to_come = State.RUNNING, True
+        stage.dispatcher.add(job.windows[:1])
+        stage.add(other)
+        await settle()
+        while stage.engine.flights:
+            await stage.land()
+        assert stage.ledger.names == ["long", "other"]
+        assert not stage.dispatcher.idle
+        job.more_to_come = False
+        stage.dispatcher.add(job.windows[1:])
+        await stage.finish()
+        assert stage.ledger.names == ["long", "long", "other"]
+
+    run(test)
+
+
 def test_idle_begins_with_the_last_landing() -> None:
     """The time of the last use is what idle unloading goes by."""
 
@@ -528,6 +570,21 @@ def test_a_batch_that_was_not_sent_goes_back_into_the_line_and_counts_as_no_deat
     run(test)
 
 
+def test_what_could_not_be_sent_waits_once() -> None:
+    """Where it waited before, nothing is left of it: plans of the line would count it twice."""
+
+    async def test() -> None:
+        stage = Stage()
+        await stage.together("a", "b", "c")
+        await stage.not_sent()
+        assert [window.job.id for window in stage.dispatcher.batcher.in_order(10)] == ["a", "b", "c"]
+        await stage.go_on()
+        await stage.finish()
+        assert stage.ledger.names == ["a", "b", "c", "plug"]
+
+    run(test)
+
+
 def test_what_could_not_be_sent_is_not_tried_again_in_a_busy_loop() -> None:
     """Other news do not cut the pause short, and a cancelled job does not come back from it."""
 
@@ -648,6 +705,24 @@ def test_everything_that_waits_fails_when_the_engine_will_not_come() -> None:
         assert stage.dispatcher.idle
         stage.add(make_job("e"))
         assert stage.ledger.kinds["e"] == "model_load_failed"
+
+    run(test)
+
+
+def test_a_job_of_which_more_will_come_fails_with_the_engine() -> None:
+    """Nothing of it waits now, but what comes later would wait for ever."""
+
+    async def test() -> None:
+        stage = Stage()
+        job = make_job("long", (3.0, 3.0))
+        job.state, job.more_to_come = State.RUNNING, True
+        stage.dispatcher.add(job.windows[:1])
+        await settle()
+        await stage.land()
+        stage.engine.error = WhisperdError("model_load_failed", "the file is damaged")
+        stage.dispatcher.pump()
+        assert stage.ledger.kinds == {"long": "model_load_failed"}
+        assert stage.dispatcher.idle
 
     run(test)
 

@@ -193,6 +193,17 @@ def test_nothing_starts_in_an_engine_that_is_not_there() -> None:
     assert stage.start() == []
 
 
+def test_an_engine_that_takes_nothing_more_gets_no_express_work_either() -> None:
+    """It is about to be replaced, or just died with what flew: that was alone, and stays so."""
+    stage = Stage()
+    stage.add(make_job("long", (30.0,), frames=FRAMES_MAX, priority="bulk"))
+    (flying,) = stage.start()
+    stage.room = Room(0, 1, 8)
+    stage.add(make_job("clip", priority="interactive"))
+    assert stage.start() == []
+    assert flying.alone
+
+
 # -- deadlines ---------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +257,6 @@ def test_a_long_job_s_deadline_is_for_its_last_window() -> None:
     """All of it must have gone to the engine by then."""
     stage = Stage()
     stage.cost.measured = True
-    job = long_file(deadline_ms=2000)
+    job = long_file(deadline_ms=1500)
     stage.add(job)
     assert stage.lanes.late_s(job, 0.0, stage.room, stage.cost) is not None

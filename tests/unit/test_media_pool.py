@@ -193,6 +193,23 @@ def test_what_cannot_be_taken_of_a_part_is_the_answer() -> None:
     run(test)
 
 
+def test_an_input_whose_part_could_not_be_taken_does_not_keep_its_worker() -> None:
+    """Nobody waits for the rest: as if it had been cancelled."""
+
+    async def test() -> None:
+        def refuse(part: Part) -> None:
+            part.close()
+            raise WhisperdError("worker_lost", "other windows")
+
+        async with pool(abandoned_grace_s=0.1, decode_timeout_s=3600.0) as media:
+            with pytest.raises(WhisperdError, match="other windows"):
+                await prepare(media, [["ask"], ["samples", PART, SAMPLES], ["beat"]], on_part=refuse)
+            await works(media)
+            assert (media.workers[0].restarts, media.workers[0]._crashes) == (1, 0)
+
+    run(test)
+
+
 def test_an_input_that_cannot_be_sent_leaves_the_seat_free() -> None:
     """A descriptor that cannot be copied, as when there are none left."""
 

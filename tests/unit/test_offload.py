@@ -75,6 +75,25 @@ def test_a_call_that_hangs_does_not_hold_up_its_neighbours() -> None:
     run(test)
 
 
+def test_calls_wait_for_a_thread_when_the_system_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked again; nobody is forgotten."""
+
+    async def test() -> None:
+        beside, refusals = offload(), [RuntimeError("can't start new thread")] * 2
+        submit = beside._threads.submit
+
+        def refuse(work: Callable[[], None]) -> object:
+            if refusals:
+                raise refusals.pop()
+            return submit(work)
+
+        monkeypatch.setattr(beside._threads, "submit", refuse)
+        assert await beside.call(lambda: 1, lambda _: None) == 1
+        assert not refusals
+
+    run(test)
+
+
 def test_calls_wait_for_a_thread_when_all_hang() -> None:
     """And go on with the first that is free again."""
 

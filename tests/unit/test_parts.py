@@ -12,6 +12,8 @@ import pytest
 from house import Client, House, as_data, audio, run, settle
 
 from whisperd.jobs import Job, State, Window
+from whisperd.lanes import Lanes
+from whisperd.log import log
 from whisperd.media.answers import Slice
 from whisperd.media.pool import Part, Prepared
 from whisperd.messages import WindowResult
@@ -206,6 +208,44 @@ def test_a_deadline_ends_work_whose_end_is_not_found_yet() -> None:
         at.house.engine.gate.set()
 
     opening(test)
+
+
+def test_a_model_is_not_unloaded_between_two_parts() -> None:
+    """The engine has done all that is known, and the media worker is still looking."""
+
+    async def test(at: Opening) -> None:
+        id = at.client.transcribe(AUDIO, language="en")
+        at.dealer.deal(2)
+        while at.job.finished < 2:
+            await settle(1)
+        await settle()
+        refusal = await at.client.refusal("models.unload", model="fake")
+        assert refusal["kind"] == "conflict"
+        at.dealer.deal(3)
+        assert (await at.client.result(id))["text"] == text()
+        await at.client.call("models.unload", model="fake")
+
+    opening(test)
+
+
+def test_last_windows_that_come_to_a_hopeless_line_end_the_job_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is over when they are queued: there is nothing left to complete."""
+
+    async def main() -> None:
+        async with House() as house:
+            (await house.loaded()).gate.clear()
+            stumbles: list[str] = []
+            monkeypatch.setattr(log, "exception", lambda message, **_: stumbles.append(message))
+            monkeypatch.setattr(Lanes, "late_s", lambda _, job, *_more: 90.0 if len(job.windows) == 5 else None)
+            client = house.client()
+            id = client.transcribe(AUDIO, language="en", deadline_ms=60_000)
+            assert (await client.error(id))["kind"] == "deadline_exceeded"
+            house.engine.gate.set()
+            await settle()
+            assert stumbles == []
+            house.in_order()
+
+    run(main)
 
 
 def test_parts_wait_for_the_model() -> None:

@@ -47,7 +47,7 @@ def test_nothing_is_left_of_silence_of_a_finished_text_or_without_timestamps() -
 def test_rests_share_a_pass_by_their_context() -> None:
     """Two short ones and a long one."""
     rows = [row(), row(), row(28.0, 27.0)]
-    assert by_context(rows, {0: 15.0, 1: 15.2, 2: 5.0}, OPTIONS) == {1200: [0, 1], 3000: [2]}
+    assert by_context(rows, {0: 15.0, 1: 15.2, 2: 5.0}, OPTIONS) == {1500: [0, 1], 3000: [2]}
     rest = rest_of(rows[0], 15.0, "de")
     assert (rest.duration_s, rest.options.language, rest.speech_stop_s) == (5.0, "de", 4.0)
 

@@ -70,6 +70,25 @@ def test_clients_have_turns() -> None:
     run(test)
 
 
+def test_a_line_that_cannot_be_taken_holds_nobody_up() -> None:
+    """Neither those behind it nor other clients, who share the turns."""
+
+    def stumble() -> None:
+        raise ZeroDivisionError
+
+    async def test() -> None:
+        heard: list[object] = []
+        turns = Turns()
+        clumsy, sound = Listener(heard, "clumsy ", stumble), Listener(heard, "sound ")
+        inboxes = [Inbox(100, turns, lambda: heard.append("ready")) for _ in range(2)]
+        inboxes[0].take(clumsy, b"0\n1\n2\n", [])
+        inboxes[1].take(sound, b"a\nb\n", [])
+        await settle()
+        assert heard == ["clumsy 0", "sound a", "clumsy 1", "sound b", "ready", "clumsy 2", "ready"]
+
+    run(test)
+
+
 def test_the_loop_has_a_turn_between_many_lines() -> None:
     """However many lines came at once, other work waits for milliseconds only."""
 

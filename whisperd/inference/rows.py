@@ -7,6 +7,7 @@ a batch share a pass as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from whisperd.batching import context_frames
 from whisperd.inference.attempts import Attempt, is_doubtful, is_silence
 from whisperd.inference.timestamps import Stretch, split_at_timestamps
-from whisperd.messages import SAMPLE_RATE, WINDOW_MAX_S, DecodeOptions, RowOptions, Segment, WindowResult
+from whisperd.messages import FRAMES_MAX, SAMPLE_RATE, WINDOW_MAX_S, DecodeOptions, RowOptions, Segment, WindowResult
 
 # Music and noise that the detector took for speech came to 0.2-0.6 s of it in the clips that were measured. A clip of
 # real speech may have as little, but then the model is sure of what it hears.
@@ -24,6 +25,8 @@ _FAINT_S = 0.7
 
 # Speech left behind the last timestamp that is worth another look; timestamps are a good half second off at times.
 _REST_MIN_S = 1.0
+# Rests are few, so contexts that differ by less than this share a pass.
+_REST_FRAMES = 500
 # Less than this is not decoded by itself.
 _REST_ALONE_S = 6.0
 
@@ -98,7 +101,8 @@ def by_context(rows: Sequence[Row], rests: dict[int, float], options: DecodeOpti
     groups: dict[int, list[int]] = {}
     for i, cut_s in rests.items():
         samples = len(rows[i].samples) - int(cut_s * SAMPLE_RATE)
-        groups.setdefault(context_frames(samples, options.tail_s), []).append(i)
+        context = context_frames(samples, options.tail_s)
+        groups.setdefault(min(FRAMES_MAX, math.ceil(context / _REST_FRAMES) * _REST_FRAMES), []).append(i)
     return groups
 
 

@@ -289,7 +289,7 @@ class MediaPool:
                 return await answer
             except NotSent:  # lost for want of descriptors; the worker's backoff is the pause before another try
                 continue
-            except asyncio.CancelledError:
+            except BaseException:  # cancelled, or what was told of it could not be taken; else the seat is settled
                 seat.abandon(answer, self._abandoned_grace_s)
                 raise
 
