@@ -22,7 +22,7 @@ LIKE_BEAM = 5
 # How the daemon decodes by default, for the sketch that it is compared with: contexts in steps of so many seconds
 # (whisperd/batching.py), greedily, and with a beam where a row's text is unsure (whisperd/inference/attempts.py).
 BUCKET_S = 2.0
-DEFAULT_SEARCH = {"beam_size": 1, "unsure_beam": 5, "unsure_logprob": -0.4}
+DEFAULT_SEARCH = {"beam_size": 1, "unsure_beam": 5, "unsure_logprob": -0.5}
 
 
 @dataclass(frozen=True)

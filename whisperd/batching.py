@@ -27,6 +27,9 @@ from whisperd.messages import FRAMES_MAX, FRAMES_PER_SECOND, SAMPLE_RATE
 # Frames that contexts are rounded up to, so that few different ones wait. A multiple of 100 is also never 160 or 256
 # frames, which CTranslate2 would mistake for encoder output (80 and 128 mel bands).
 _BUCKET_FRAMES = 100
+# Each row keeps the decoder's view of its context for as long as the batch lasts: 12 MB for 20 s with tiny, 160 MB with
+# large. Two batches of eight such rows took the worker to 1.6 times the memory of faster-whisper.
+ROOMY_FRAMES = 1000
 
 _Entry = tuple[float, int, Window]
 _Company = tuple[Window, int]  # who waits first with a context, and how many do
@@ -36,11 +39,15 @@ _Company = tuple[Window, int]  # who waits first with a context, and how many do
 class Bounds:
     """What a batch may hold. Seconds are nominal."""
 
-    rows: int
+    rows: int  # with contexts up to ROOMY_FRAMES; fewer with longer ones, which are what a batch's memory goes to
     slow_s: float = math.inf  # predicted for the batch, where it is of long jobs or of bulk: nobody hurries those
     slow_rows: int = 1  # but so many rows in any case: fewer are decoded badly
     share_s: float = math.inf  # of all that waits, what this lane should take (the nearest number of rows to it)
     shape: Shape = CPU
+
+    def rows_of(self, frames: int) -> int:
+        """How many rows with such a context."""
+        return min(self.rows, max(self.slow_rows, self.rows * ROOMY_FRAMES // frames))
 
 
 def context_frames(samples: int, tail_s: float | None) -> int:
@@ -64,7 +71,7 @@ def may_hurry(window: Window) -> bool:
 
 def fits(window: Window, batch: list[Window], bounds: Bounds) -> bool:
     """Whether a batch of windows with the same key may have one more."""
-    if len(batch) >= bounds.rows:
+    if len(batch) >= bounds.rows_of(max(one.frames for one in (window, *batch))):
         return False
     if may_hurry(window) or len(batch) < bounds.slow_rows:
         return True
@@ -235,7 +242,7 @@ def best_company(
 def _gains(window: Window, alike: int, batch: list[Window], frames: int, bounds: Bounds) -> bool:
     """Whether the longer context, for the batch or for those that are `alike`, costs less than the steps of the batch
     that is saved by going together, if one is."""
-    rows, here = bounds.rows, len(batch)
+    rows, here = bounds.rows_of(max(window.frames, frames)), len(batch)
     saved = math.ceil(here / rows) + math.ceil(alike / rows) - math.ceil((here + alike) / rows)
     longer_s = bounds.shape.encode_s(window.frames) - bounds.shape.encode_s(frames)
     promoted = here if longer_s > 0 else min(alike, rows - here)

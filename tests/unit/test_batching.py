@@ -172,10 +172,19 @@ def test_neighbouring_contexts_share_a_batch_where_that_is_cheaper() -> None:
 
 def test_full_batches_are_made_of_like_contexts() -> None:
     """Where enough of them wait there is nothing to gain by longer contexts."""
-    line = Line(Bounds(4))
+    line = Line(Bounds(4, slow_rows=4))
     jobs = [make_job(str(n), (8.0,), frames=(1100, 1600)[n % 2]) for n in range(16)]
     queue(line, *jobs)
     assert all(len({window.frames for window in batch}) == 1 and len(batch) == 4 for batch in serve(line))
+
+
+@pytest.mark.parametrize(("frames", "rows"), [(600, 8), (1000, 8), (1400, 5), (2000, 4), (3000, 4)])
+def test_long_contexts_come_in_smaller_batches(frames: int, rows: int) -> None:
+    """Memory is bounded by rows times context, but fewer than slow_rows rows decode badly."""
+    assert Bounds(8, slow_rows=4).rows_of(frames) == rows
+    line = Line(Bounds(8, slow_rows=4))
+    queue(line, *(make_job(str(n), (2.0,), frames=frames) for n in range(8)))
+    assert len(next(iter(serve(line)))) == rows
 
 
 def test_windows_of_different_jobs_clients_and_tasks_share_a_batch() -> None:

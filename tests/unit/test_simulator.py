@@ -174,10 +174,10 @@ def test_a_burst_is_served_as_if_there_were_no_express_lane() -> None:
 
 
 def test_a_lone_long_file_fills_its_batches() -> None:
-    """The bound in seconds does not cost it much."""
+    """As far as memory allows; the bound in seconds does not cost it much."""
     file = [Request(0.0, (15.0,) * 48)]
     bounded, free = (Simulation(replace(MACHINE, slow_s=s), file).run() for s in (MACHINE.slow_s, math.inf))
-    assert statistics.mean(len(flight.windows) for flight in bounded.flights) >= 6
+    assert statistics.mean(len(flight.windows) for flight in bounded.flights) >= 4
     assert bounded.now <= 1.05 * free.now
 
 
