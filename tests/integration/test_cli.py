@@ -262,7 +262,7 @@ def test_subtitles_of_a_long_input_read_back(served: Home, tmp_path: Path) -> No
     (tmp_path / "long.wav").write_bytes(bytes(32_000 * 70))
     done = served.run("transcribe", tmp_path / "long.wav", "--format", "srt")
     cues = pysubs2.SSAFile.from_string(done.out, format_="srt")
-    assert [event.start for event in cues] == [0, 30_000, 60_000]
+    assert [event.start for event in cues] == [0, 25_000, 50_000]
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly(served: Home, clips: Path) -> None:

@@ -17,7 +17,7 @@ TIERS: list[set[str]] = [
     {"errors", "messages", "jobs", "config", "models.embedded"},
     {
         "framing", "checks", "protocol", "admission", "cost", "fairness", "batching", "outlook", "lanes",
-        "assemble", "work", "render", "metrics", "histogram", "tails",
+        "assemble", "work", "render", "metrics", "histogram", "tails", "tuning",
         "poison", "media.windows", "media.containers",
         "inference.timestamps", "inference.repeats", "inference.attempts", "inference.prompts",
     },

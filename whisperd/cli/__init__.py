@@ -19,6 +19,7 @@ _COMMANDS = (
     "ctl",
     "health",
     "models",
+    "tune",
     "config",
     "schema",
     "completion",
