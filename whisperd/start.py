@@ -8,6 +8,7 @@ only then the supervisor its own: side by side they take half as long until the 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import sys
@@ -16,6 +17,8 @@ from whisperd import models
 from whisperd.child import INFERENCE, Child, start_child
 from whisperd.config import Loaded
 
+_M_MMAP_THRESHOLD = -3  # of mallopt(3)
+_LARGE_BYTES = 1 << 20
 _DESCRIPTORS_WANTED = 65_536  # a request holds two or three, and there may be queue_max of them
 
 
@@ -23,6 +26,7 @@ def run(settings: Loaded) -> int:
     """Serves until there is a reason to stop. Returns the exit code."""
     closed = _fill_standard_descriptors()
     _raise_descriptor_limit()
+    _give_large_blocks_back()
     early: list[Child] = []
     if settings.config.model != models.FAKE:
         with contextlib.suppress(OSError):  # no memory, no descriptors: who needs the process tries again, and tells
@@ -45,6 +49,13 @@ def _fill_standard_descriptors() -> list[str]:
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
     return [name for name in closed if name != "stderr"]
+
+
+def _give_large_blocks_back() -> None:
+    """Memory of a long line goes back to the system with it. Left to itself the C library (glibc) learns from the first
+    such block to keep the next ones, up to 32 MiB each, in its heap, which then stays large."""
+    with contextlib.suppress(AttributeError):  # another C library, which has no such habit
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _raise_descriptor_limit() -> None:
