@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -341,6 +343,13 @@ class SocketClient(Client):
         except OSError:
             self.socket.close()
             raise
+
+    def wait_until_read(self) -> None:
+        """Until the daemon has taken all that was sent, or has closed the connection."""
+        deadline = time.monotonic() + DEADLINE_S
+        unread = bytearray(4)
+        while fcntl.ioctl(self.socket, termios.TIOCOUTQ, unread) == 0 and any(unread):
+            assert time.monotonic() < deadline, f"{int.from_bytes(unread, sys.byteorder)} bytes are not read"
 
     def send_bytes(self, data: bytes) -> None:
         self.socket.sendall(data)
