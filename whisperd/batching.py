@@ -22,7 +22,7 @@ from functools import partial
 from whisperd.cost import CPU, Shape, is_light, share_s, steps_of
 from whisperd.fairness import VirtualTime
 from whisperd.jobs import Job, Window
-from whisperd.messages import FRAMES_MAX, FRAMES_PER_SECOND, SAMPLE_RATE
+from whisperd.messages import FRAMES_MAX, FRAMES_PER_SECOND, LONG_S, SAMPLE_RATE
 
 # Frames that contexts are rounded up to, so that few different ones wait. A multiple of 100 is also never 160 or 256
 # frames, which CTranslate2 would mistake for encoder output (80 and 128 mel bands).
@@ -51,17 +51,20 @@ class Bounds:
 
 
 def context_frames(samples: int, tail_s: float | None) -> int:
-    """Log-mel frames for a window of so many samples with `tail_s` of silence behind it; None: the full 30 s."""
+    """Log-mel frames for a window of so many samples with `tail_s` of silence behind it, or half of that if the window
+    is long (tails.py); None: the full 30 s."""
     if tail_s is None:
         return FRAMES_MAX
-    wanted = (samples / SAMPLE_RATE + tail_s) * FRAMES_PER_SECOND
+    duration_s = samples / SAMPLE_RATE
+    wanted = (duration_s + (tail_s if duration_s < LONG_S else tail_s / 2)) * FRAMES_PER_SECOND
     return min(FRAMES_MAX, math.ceil(wanted / _BUCKET_FRAMES) * _BUCKET_FRAMES)
 
 
 def compatibility_key(window: Window) -> tuple[Hashable, ...]:
     """Windows with equal keys may share an engine call (one model per batcher), at the longest of their contexts."""
     work = window.job.work
-    return work.options, work.row.task == "detect", work.priority, window.light
+    long = window.duration_s >= LONG_S
+    return work.options, long, work.row.task == "detect", work.priority, window.light
 
 
 def may_hurry(window: Window) -> bool:
@@ -192,8 +195,9 @@ class Batcher:
         key = compatibility_key(head)
         queues = self._by_key.get(key, {})  # the head may have been all that waited
         batch, share_s = [head], head.cost_s
+        fair_s = math.inf if head.job.more_to_come else bounds.share_s  # the next part of it is for the other lanes
         while window := best_company(queues, partial(_first, queues), batch, bounds):
-            if share_s + window.cost_s / 2 > bounds.share_s or not fits(window, batch, bounds):
+            if share_s + window.cost_s / 2 > fair_s or not fits(window, batch, bounds):
                 break
             heapq.heappop(queues[window.frames])
             batch.append(window)

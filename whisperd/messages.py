@@ -1,11 +1,11 @@
 """The nouns that travel: decode options, segments, words, and what a worker says of a window.
 
-All are frozen values without behaviour. Times are seconds in the client's audio unless a name says otherwise.
+All are frozen values with next to no behaviour. Times are seconds in the client's audio unless a name says otherwise.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 SAMPLE_RATE = 16_000  # Hz; Whisper's only rate
@@ -13,6 +13,12 @@ WINDOW_MAX_S = 30  # the encoder's longest input
 FRAMES_PER_SECOND = 100  # log-mel frames; one every 160 samples
 FRAMES_MAX = WINDOW_MAX_S * FRAMES_PER_SECOND
 
+# A window from here on is decoded without timestamp tokens, and the times of its segments are found by alignment. A
+# model that tells times leaves words out and misreads others: in long audio 4.4 % word errors, without 3.9 %. Shorter
+# windows need the tokens: without them tiny.en does not come to an end after one clip of 3 s in five.
+LONG_S = 8.0
+# A long text is hardly ever unsure as a whole, so all get a beam: two give most of what five do, for a third of it.
+LONG_BEAM = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ class DecodeOptions:
     """
 
     timestamps: bool = True
-    beam_size: int | None = None  # None: greedy, and a beam for the rows whose text is unsure
+    beam_size: int | None = None  # None: LONG_BEAM for long windows, others greedily, and again if the text is unsure
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     initial_prompt: str | None = None
     hotwords: str | None = None
@@ -76,6 +82,12 @@ class DecodeOptions:
     log_prob_threshold: float | None = -1.0
     compression_ratio_threshold: float | None = 2.4
     tail_s: float | None = None  # silence behind the speech that the encoder sees; None: up to its full 30 s
+
+    def for_window(self, duration_s: float) -> DecodeOptions:
+        """With what suits a window of this length, where the client leaves it open."""
+        if duration_s < LONG_S:
+            return self
+        return replace(self, timestamps=False, beam_size=self.beam_size or LONG_BEAM)
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> DecodeOptions:

@@ -65,10 +65,10 @@ class Pipeline:
         loading = self._begin_loading(job.work.model)
         await self._open_input(job)
         await self._prepare_in_turn(job, loading)
+        job.more_to_come = False
         await (job.queuer or self._queue_when_loaded(job, loading))
         if job.over:
             return
-        job.more_to_come = False
         if job.dispatcher:
             self._queue_known(job)
         self._complete_if_done(job)

@@ -3,6 +3,8 @@
 With too little of it a model repeats itself or runs on; the guard (`inference.attempts`) finds such rows, but each of
 them costs a decoding with the full context. With too much the encoder works on nothing. What is best was measured
 for some models (`bench/tails.py`); the others get what was enough for all of those, with room to spare.
+
+Windows that are decoded without timestamp tokens (`messages.LONG_S`) get by with half of it; a third still was enough.
 """
 
 from __future__ import annotations

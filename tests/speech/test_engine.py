@@ -19,7 +19,7 @@ from whisperd.inference.attempts import generation_limit
 from whisperd.inference.engine import Recognizer
 from whisperd.inference.placement import Placement
 from whisperd.inference.rows import Row
-from whisperd.messages import SAMPLE_RATE, DecodeOptions, RowOptions, WindowResult
+from whisperd.messages import LONG_BEAM, SAMPLE_RATE, DecodeOptions, RowOptions, WindowResult
 
 pytestmark = [pytest.mark.speech, needs_speech]
 
@@ -30,8 +30,9 @@ READING = [f"librispeech/4088-158079-00{number:02}.flac" for number in (3, 4)]
 REPETITIONS = Path(__file__).parent / "repetitions"
 SHORT = DecodeOptions(tail_s=3.0)
 FULL = DecodeOptions(tail_s=None)
-# Greedily, tiny.en is sure of what it hears in the first and unsure in the second.
-SURE, UNSURE = "librispeech/4088-158077-0005.flac", "librispeech/4088-158077-0087.flac"
+# Greedily, tiny.en is sure of what it hears in the first and unsure in the second; both are short. The third is long.
+SURE, UNSURE = "librispeech/4088-158077-0048.flac", "librispeech/4088-158077-0087.flac"
+LONG = "librispeech/4088-158077-0005.flac"
 
 
 class Watched(Recognizer):
@@ -40,10 +41,12 @@ class Watched(Recognizer):
     def __init__(self, path: Path, placement: Placement) -> None:
         super().__init__(path, placement)
         self.calls: list[tuple[int, int | None]] = []
+        self.told_times: list[bool] = []
 
     def _generate(self, encoded: Any, rows: Sequence[Row], *more: Any) -> Any:
         options = more[1]
         self.calls.append((len(rows), options.beam_size))
+        self.told_times.append(options.timestamps)
         return super()._generate(encoded, rows, *more)
 
 
@@ -127,6 +130,43 @@ def test_the_clients_beam_is_kept(recognizer: Watched, beam_size: int) -> None:
     recognizer.calls.clear()
     together(recognizer, [SURE, UNSURE], replace(SHORT, beam_size=beam_size))
     assert recognizer.calls == [(2, beam_size)]
+
+
+def test_a_long_window_is_decoded_without_timestamps_and_with_a_beam(recognizer: Watched) -> None:
+    """Each row in its own way, whoever is beside it, and the client's beam before ours."""
+    recognizer.calls.clear()
+    recognizer.told_times.clear()
+    sure, long = together(recognizer, [SURE, LONG], SHORT)
+    assert (recognizer.calls, recognizer.told_times) == ([(1, None), (1, LONG_BEAM)], [True, False])
+    assert [sure] == together(recognizer, [SURE], SHORT)
+    assert [long] == together(recognizer, [LONG], SHORT)
+    recognizer.calls.clear()
+    together(recognizer, [LONG], replace(SHORT, beam_size=5))
+    assert recognizer.calls == [(1, 5)]
+
+
+def test_the_segments_of_a_long_window_are_its_sentences_where_they_are_heard(recognizer: Recognizer) -> None:
+    """Three clips of one sentence or two each, with a pause between them: nothing told the model where they lie."""
+    files = [f"librispeech/4088-158077-00{number}.flac" for number in (48, 27, 84)]
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    parts = [part for file in files for part in (samples(file), pause)]
+    result = heard(recognizer, np.concatenate(parts[:-1]), SHORT)
+    starts = [segment.start for segment in result.segments]
+    edges = np.cumsum([len(part) for part in parts])[1::2] / SAMPLE_RATE
+    assert all(min(abs(start - edge) for start in starts) < 0.5 for edge in edges[:2])
+    assert all(end <= start for end, start in zip((s.end for s in result.segments), starts[1:], strict=False))
+
+
+def test_what_was_left_out_is_heard_without_times_too(recognizer: Watched) -> None:
+    """At the first pause the model takes the text to be over; the answer is one segment all the same."""
+    files = [f"librispeech/4088-158077-00{number}.flac" for number in (48, 27, 84)]
+    audio = np.concatenate([part for file in files for part in (samples(file), np.zeros(SAMPLE_RATE, np.float32))])
+    recognizer.calls.clear()
+    [segment] = heard(recognizer, audio, replace(SHORT, timestamps=False)).segments
+    assert len(recognizer.calls) > 1
+    assert (segment.start, segment.end) == (0.0, round(len(audio) / SAMPLE_RATE, 3))
+    expected = " ".join(normalized(clip(file).text or "") for file in files)
+    assert set(normalized(segment.text).split()) == set(expected.split())
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_all_formats_are_rendered_with_the_segments_times(client: Client) -> Non
     assert set(result.rendered) == {"txt", "srt", "vtt", "tsv", "lrc"}
     assert " ".join(result.rendered["txt"].split()) == result.text
     for name in ("srt", "vtt", "tsv", "lrc"):
-        assert "what your country can do for you" in " ".join(result.rendered[name].split())
+        assert all(segment.text.strip() in " ".join(result.rendered[name].split()) for segment in result.segments)
     captions = webvtt.from_buffer(io.StringIO(result.rendered["vtt"]))
     assert captions[0].start_in_seconds == pytest.approx(result.segments[0].start, abs=1.0)
     assert captions[-1].end_in_seconds == pytest.approx(result.segments[-1].end, abs=1.0)
@@ -239,14 +239,15 @@ def test_a_request_is_the_same_alone_and_in_a_crowd(client: Client) -> None:
 
 def test_vad_decides_what_becomes_of_silence(client: Client) -> None:
     """auto leaves short audio whole, true cuts the pause out, false looks at nothing: here at digital silence."""
-    said, second = samples("whisper_family/jfk.wav"), samples("librispeech/4088-158077-0027.flac")
+    files = [f"librispeech/4088-158077-00{number}.flac" for number in (48, 27)]
+    said, second = (samples(file) for file in files)
     paused = pcm(said, np.zeros(6 * 16_000, "int16"), second)
     seconds = (len(said) + len(second)) / 16_000
     auto, cut, blind = (client.transcribe(paused, vad=vad, temperature=0) for vad in ("auto", True, False))
     assert (auto.windows, cut.windows, blind.windows) == (1, 2, 1)
     assert auto.speech_s == cut.speech_s == pytest.approx(seconds, abs=1.0)
     assert blind.speech_s == blind.duration_s
-    reference = f"{clip('whisper_family/jfk.wav').text} {clip('librispeech/4088-158077-0027.flac').text}"
+    reference = " ".join(clip(file).text or "" for file in files)
     assert all(words_wrong(reference, result.text) <= 1 for result in (auto, cut, blind))
     silence = SPEECH / "silence" / "digital_zero_10s.wav"
     assert client.transcribe(silence).windows == client.transcribe(silence, vad=True).windows == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from whisperd.inference.prompts import share_prompt
-from whisperd.inference.rows import Heard, Row, by_context, joined, rest_begins, rest_of
+from whisperd.inference.rows import Heard, Row, by_context, in_one, joined, rest_begins, rest_of
 from whisperd.messages import SAMPLE_RATE, DecodeOptions, RowOptions, Segment, WindowResult, Word
 
 OPTIONS = DecodeOptions(tail_s=6.0)
@@ -30,18 +30,17 @@ def heard(*ends: float, words: bool = False, stopped_s: float | None = None) -> 
 def test_what_is_left_is_judged_by_the_last_timestamp_and_not_by_where_words_were_found() -> None:
     """So the text is the same whether words were asked for or not."""
     plain, aligned = heard(12.0), heard(10.2, words=True, stopped_s=12.0)
-    assert rest_begins(row(), plain, OPTIONS) == rest_begins(row(), aligned, OPTIONS) == 12.0
+    assert rest_begins(row(), plain) == rest_begins(row(), aligned) == 12.0
     plain, aligned = heard(18.5), heard(16.0, words=True, stopped_s=18.5)
-    assert rest_begins(row(), plain, OPTIONS) is rest_begins(row(), aligned, OPTIONS) is None
+    assert rest_begins(row(), plain) is rest_begins(row(), aligned) is None
 
 
-def test_nothing_is_left_of_silence_of_a_finished_text_or_without_timestamps() -> None:
+def test_nothing_is_left_of_silence_or_of_a_finished_text() -> None:
     """And a text that stopped at once is not looked at again for ever."""
-    assert rest_begins(row(), heard(), OPTIONS) is None
-    assert rest_begins(row(), heard(18.2), OPTIONS) is None
-    assert rest_begins(row(), heard(0.5), OPTIONS) is None
-    assert rest_begins(row(), heard(12.0), DecodeOptions(timestamps=False)) is None
-    assert rest_begins(row(speech_stop_s=12.5), heard(12.0), OPTIONS) is None
+    assert rest_begins(row(), heard()) is None
+    assert rest_begins(row(), heard(18.2)) is None
+    assert rest_begins(row(), heard(0.5)) is None
+    assert rest_begins(row(speech_stop_s=12.5), heard(12.0)) is None
 
 
 def test_rests_share_a_pass_by_their_context() -> None:
@@ -95,3 +94,10 @@ def test_two_long_parts_of_a_prompt_share_it_and_both_cuts_are_told() -> None:
     prompt = share_prompt(range(223), range(1000, 1223), 223)
     assert prompt.tokens == (*range(111), *range(1111, 1223))
     assert [warning.split()[0] for warning in prompt.warnings] == ["hotwords", "initial_prompt"]
+
+
+def test_who_wants_no_times_gets_one_segment() -> None:
+    """Also where the text came in parts."""
+    whole = in_one(joined(heard(4.0, 12.0).result, heard(3.0).result, 12.0), row())
+    assert [(s.id, s.start, s.end, s.text) for s in whole.segments] == [(0, 0.0, 20.0, " w0 w1 w0")]
+    assert in_one(heard().result, row()).segments == ()

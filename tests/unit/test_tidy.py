@@ -19,7 +19,7 @@ TIERS: list[set[str]] = [
         "framing", "checks", "protocol", "admission", "cost", "fairness", "batching", "outlook", "lanes",
         "assemble", "work", "render", "metrics", "histogram", "tails", "tuning",
         "poison", "media.windows", "media.containers",
-        "inference.timestamps", "inference.repeats", "inference.attempts", "inference.prompts",
+        "inference.timestamps", "inference.sentences", "inference.repeats", "inference.attempts", "inference.prompts",
     },
     {
         "transport", "inbox", "offload", "listeners", "session", "gate", "dispatch", "channel", "child", "worker",

@@ -22,6 +22,10 @@ _GUARD_LOGPROB = -1.0
 _UNSURE_LOGPROB = -0.5
 
 
+# Tokens for each second of sure speech; usual are 3.2 (cost.py). A text of fewer may have stopped early.
+_SPARSE_TOKENS = 2.0
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """What one decoding of one row gave."""
@@ -69,6 +73,11 @@ def guard(attempt: Attempt, options: DecodeOptions) -> str | None:
 def is_unsure(attempt: Attempt) -> bool:
     """Whether a greedy text is worth a beam."""
     return attempt.avg_logprob < _UNSURE_LOGPROB
+
+
+def is_sparse(attempt: Attempt, speech_s: float) -> bool:
+    """Whether a text is so short for this much speech that it is worth asking where it stopped."""
+    return len(attempt.tokens) < _SPARSE_TOKENS * speech_s
 
 
 def is_silence(attempt: Attempt, options: DecodeOptions) -> bool:

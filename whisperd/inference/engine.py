@@ -26,6 +26,7 @@ from typing import Any
 
 import ctranslate2
 import numpy as np
+import numpy.typing as npt
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer
 from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens, merge_punctuations
@@ -36,17 +37,20 @@ from whisperd.inference.attempts import (
     Attempt,
     generation_limit,
     guard,
+    is_sparse,
     is_unsure,
     needs_fallback,
     token_cap,
 )
 from whisperd.inference.placement import Placement
 from whisperd.inference.prompts import Prompt, share_prompt
-from whisperd.inference.rows import Heard, Row, by_context, joined, padded, rest_begins, rest_of, stretches_of
-from whisperd.inference.timestamps import AlignedWord, Stretch, settle_words, share_words
+from whisperd.inference.rows import Heard, Row, by_context, in_one, joined, padded, rest_begins, rest_of, stretches_of
+from whisperd.inference.sentences import split_at_sentences
+from whisperd.inference.timestamps import AlignedWord, Sentence, with_words
 from whisperd.messages import (
     FRAMES_MAX,
     FRAMES_PER_SECOND,
+    LONG_S,
     SAMPLE_RATE,
     DecodeOptions,
     Segment,
@@ -114,11 +118,13 @@ class Recognizer:
         began = time.perf_counter()
         heard = self._decode(rows, options, frames, beat)
         results = [one.result for one in heard]
-        rests = {i: cut_s for i, row in enumerate(rows) if (cut_s := rest_begins(row, heard[i], options))}
+        rests = {i: cut_s for i, row in enumerate(rows) if (cut_s := rest_begins(row, heard[i]))}
         for rest_frames, indexes in by_context(rows, rests, options).items():
             rest_rows = [rest_of(rows[i], rests[i], results[i].language) for i in indexes]
             for i, rest in zip(indexes, self.transcribe(rest_rows, options, rest_frames, beat), strict=True):
                 results[i] = joined(results[i], rest, rests[i])
+        if not options.timestamps:
+            results = [in_one(result, row) for result, row in zip(results, rows, strict=True)]
         infer_ms = (time.perf_counter() - began) * 1000
         warnings = self._prompt(options).warnings
         return [replace(result, infer_ms=infer_ms, warnings=warnings) for result in results]
@@ -139,13 +145,13 @@ class Recognizer:
             if reason or needs_fallback(attempt, options):
                 own, row_encoded = self._retry(row, tokenizer, options, None if frames < FRAMES_MAX else attempt, beat)
                 reason, index = reason or "temperature", 0
-            stretches = stretches_of(row, own, options, tokenizer.timestamp_begin, tokenizer.eot)
-            segments = self._segments(row, tokenizer, own, stretches, row_encoded, index)
-            if row.options.words:
-                beat()
+            sentences = self._sentences(row, tokenizer, own, options, row_encoded, index)
+            beat()
             language, probability = languages[i]
+            segments = [_segment(n, tokenizer, own, one, row.options.words) for n, one in enumerate(sentences)]
             result = WindowResult(tuple(segments), language, probability, 0.0, reason)
-            heard.append(Heard(result, stretches[-1].end, stretches[-1].start) if stretches else Heard(result, None))
+            last = sentences[-1][0] if sentences else None
+            heard.append(Heard(result, last.end, last.start) if last else Heard(result, None))
         return heard
 
     def _first_attempts(
@@ -158,20 +164,21 @@ class Recognizer:
         beat: Beat,
     ) -> list[Attempt]:
         """One attempt for each row at the first temperature, with the beam that was asked for or that the row needs."""
-        temperature = options.temperatures[0]
-        attempts = self._generate(encoded, rows, tokenizers, options, temperature, frames)
-        beat()
-        unsure = [i for i, attempt in enumerate(attempts) if is_unsure(attempt)]
-        if options.beam_size is None and temperature == 0 and unsure:
-            own = _rows_of(encoded, unsure)
-            options = replace(options, beam_size=_BEAM_SIZE)
-            again = self._generate(
-                own, [rows[i] for i in unsure], [tokenizers[i] for i in unsure], options, temperature, frames
-            )
+        attempts: dict[int, Attempt] = {}
+
+        def decode(chosen: Sequence[int], suited: DecodeOptions) -> None:
+            own = [rows[i] for i in chosen], [tokenizers[i] for i in chosen]
+            found = self._generate(_rows_of(encoded, chosen), *own, suited, options.temperatures[0], frames)
+            attempts.update(zip(chosen, found, strict=True))
             beat()
-            for i, attempt in zip(unsure, again, strict=True):
-                attempts[i] = attempt
-        return attempts
+
+        for suited in dict.fromkeys(options.for_window(row.duration_s) for row in rows):
+            chosen = [i for i, row in enumerate(rows) if options.for_window(row.duration_s) == suited]
+            decode(chosen, suited)
+            unsure = [i for i in chosen if is_unsure(attempts[i])]
+            if options.beam_size is None and options.temperatures[0] == 0 and unsure:
+                decode(unsure, replace(suited, beam_size=_BEAM_SIZE))
+        return [attempts[i] for i in range(len(rows))]
 
     def detect(self, rows: Sequence[Row], beat: Beat) -> list[WindowResult]:
         """Language probabilities of each row, best first, from the full context."""
@@ -197,11 +204,14 @@ class Recognizer:
             encoded = self.model.encode(np.stack(features))
             beat()
             return encoded
-        outputs = []
-        for one in features:
-            outputs.append(np.array(self.model.encode(one)))
+        outputs: npt.NDArray[np.float32] | None = None
+        for i, one in enumerate(features):
+            output = np.asarray(self.model.encode(one))
+            if outputs is None:
+                outputs = np.empty((len(features), *output.shape[1:]), output.dtype)
+            outputs[i] = output[0]
             beat()
-        return ctranslate2.StorageView.from_array(np.concatenate(outputs))
+        return ctranslate2.StorageView.from_array(outputs)
 
     def _languages(self, rows: Sequence[Row], encoded: Any) -> list[tuple[str, float]]:
         if not self.multilingual:
@@ -283,7 +293,7 @@ class Recognizer:
         tried = [first] if first else []
         if first and row.faint:
             return first, encoded
-        options = replace(options, beam_size=options.beam_size or _BEAM_SIZE)
+        options = replace(options.for_window(row.duration_s), beam_size=options.beam_size or _BEAM_SIZE)
         for temperature in options.temperatures[len(tried) :]:
             attempt = self._generate(encoded, [row], [tokenizer], options, temperature, FRAMES_MAX)[0]
             beat()
@@ -294,52 +304,48 @@ class Recognizer:
         calm = [attempt for attempt in tried if limit is None or attempt.compression_ratio <= limit]
         return max(calm or tried, key=lambda attempt: attempt.avg_logprob), encoded
 
-    def _segments(
-        self,
-        row: Row,
-        tokenizer: Tokenizer,
-        attempt: Attempt,
-        stretches: Sequence[Stretch],
-        encoded: Any,
-        index: int,
-    ) -> list[Segment]:
-        words = self._words(row, tokenizer, stretches, encoded, index) if row.options.words and stretches else None
-        segments = []
-        for number, stretch in enumerate(stretches):
-            own = words[number] if words is not None else None
-            segments.append(
-                Segment(
-                    id=number,
-                    start=own[0].start if own else stretch.start,
-                    end=own[-1].end if own else stretch.end,
-                    text=tokenizer.decode(list(stretch.tokens)),
-                    avg_logprob=attempt.avg_logprob,
-                    no_speech_prob=attempt.no_speech_prob,
-                    compression_ratio=attempt.compression_ratio,
-                    temperature=attempt.temperature,
-                    words=None if own is None else tuple(own),
-                )
-            )
-        return segments
-
-    def _words(
-        self, row: Row, tokenizer: Tokenizer, stretches: Sequence[Stretch], encoded: Any, index: int
-    ) -> list[list[Word]]:
-        """Words of each stretch, aligned against the window's encoder output."""
+    def _sentences(
+        self, row: Row, tokenizer: Tokenizer, attempt: Attempt, options: DecodeOptions, encoded: Any, index: int
+    ) -> list[Sentence]:
+        """The attempt's text by its times, which for long windows are found by alignment; where nobody asked for times,
+        only if the text may have stopped early."""
+        stretches = stretches_of(row, attempt, options, tokenizer.timestamp_begin, tokenizer.eot)
+        long = row.duration_s >= LONG_S
+        wanted = row.options.words or long if options.timestamps else is_sparse(attempt, row.speech_s)
+        if not stretches or not wanted:
+            return [(stretch, []) for stretch in stretches]
         tokens = [token for stretch in stretches for token in stretch.tokens]
+        words = self._aligned(row, tokenizer, tokens, encoded, index)
+        if long or not options.timestamps:
+            return split_at_sentences(tokens, words, row.duration_s) or [(stretches[0], [])]
+        return with_words(stretches, words, row.duration_s)
+
+    def _aligned(
+        self, row: Row, tokenizer: Tokenizer, tokens: list[int], encoded: Any, index: int
+    ) -> list[AlignedWord]:
+        """The words of a text, found in the window's encoder output."""
         speech_frames = min(FRAMES_MAX, max(2, int(len(row.samples) / _HOP)))
         found = self.model.find_alignment(tokenizer, [tokens], _rows_of(encoded, [index]), [speech_frames])[0]
         merge_punctuations(found, "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、")
-        aligned = [
+        return [
             AlignedWord(w["word"], float(w["start"]), float(w["end"]), float(w["probability"]), len(w["tokens"]))
             for w in found
         ]
-        words, floor_s = [], 0.0
-        for own in share_words(stretches, aligned):
-            settled = settle_words(own, row.duration_s, floor_s)
-            floor_s = settled[-1].end if settled else floor_s
-            words.append([Word(w.word, w.start, w.end, w.probability) for w in settled])
-        return words
+
+
+def _segment(number: int, tokenizer: Tokenizer, attempt: Attempt, sentence: Sentence, words: bool) -> Segment:
+    stretch, own = sentence
+    return Segment(
+        id=number,
+        start=own[0].start if own else stretch.start,
+        end=own[-1].end if own else stretch.end,
+        text=tokenizer.decode(list(stretch.tokens)),
+        avg_logprob=attempt.avg_logprob,
+        no_speech_prob=attempt.no_speech_prob,
+        compression_ratio=attempt.compression_ratio,
+        temperature=attempt.temperature,
+        words=tuple(Word(w.word, w.start, w.end, w.probability) for w in own) if words else None,
+    )
 
 
 def _rows_of(encoded: Any, indexes: Sequence[int]) -> Any:

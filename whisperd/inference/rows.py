@@ -1,8 +1,8 @@
 """One window as the engine sees it, and what to do with the part of it that a text left out.
 
-Writing timestamps, Whisper often ends a window's text after a sentence and leaves the rest to the next look, which
-openai/whisper then takes from the last timestamp on. Here the rest becomes a row of its own, so that the rests of
-a batch share a pass as well.
+Whisper sometimes ends a window's text after a sentence and leaves the rest to the next look, which openai/whisper then
+takes from the last timestamp on. Here the rest becomes a row of its own, so that the rests of a batch share a pass as
+well.
 """
 
 from __future__ import annotations
@@ -49,14 +49,18 @@ class Row:
     def duration_s(self) -> float:
         return len(self.samples) / SAMPLE_RATE
 
+    @property
+    def speech_s(self) -> float:
+        """Sure speech; all of it where nobody looked."""
+        return min(self.sure_speech_s, self.duration_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What one pass made of a row, and the last timestamp that the model wrote (None: it wrote no text), and where
-    that last stretch of text began.
+    """What one pass made of a row, where its text stopped (None: there is none), and where its last stretch began.
 
-    They are apart because a segment with words ends where its last word was found, which must not decide what is
-    decoded: the text would then depend on whether words were asked for.
+    They are apart because a short window's segment with words ends where its last word was found, which must not decide
+    what is decoded: the text would then depend on whether words were asked for.
     """
 
     result: WindowResult
@@ -76,19 +80,19 @@ def stretches_of(
     if is_silence(attempt, options) or not attempt.text or (row.faint and is_doubtful(attempt, options)):
         return []
     window_s = round(row.duration_s, 3)
-    if options.timestamps:
+    if options.for_window(row.duration_s).timestamps:
         return split_at_timestamps(attempt.tokens, timestamp_begin, end_of_text, window_s)
     return [Stretch(0.0, window_s, tuple(token for token in attempt.tokens if token < end_of_text))]
 
 
-def rest_begins(row: Row, heard: Heard, options: DecodeOptions) -> float | None:
+def rest_begins(row: Row, heard: Heard) -> float | None:
     """Where the model is to begin again, because it stopped although speech goes on; None where it heard everything.
 
     A few words by themselves are easily misheard, so where little is left the last stretch of text is heard again
     with it.
     """
     stopped_s = heard.stopped_s
-    if not options.timestamps or stopped_s is None:
+    if stopped_s is None:
         return None
     left_s = min(row.speech_stop_s, row.duration_s) - stopped_s
     if left_s <= _REST_MIN_S or stopped_s <= _REST_MIN_S:
@@ -135,6 +139,15 @@ def joined(result: WindowResult, rest: WindowResult, cut_s: float) -> WindowResu
         for segment in rest.segments
     )
     return replace(result, segments=kept + moved, retried=result.retried or rest.retried)
+
+
+def in_one(result: WindowResult, row: Row) -> WindowResult:
+    """The window's text as one segment, for who wants no times."""
+    if not result.segments:
+        return result
+    text = "".join(segment.text for segment in result.segments)
+    whole = replace(result.segments[0], start=0.0, end=round(row.duration_s, 3), text=text)
+    return replace(result, segments=(whole,))
 
 
 def _until(segment: Segment, cut_s: float) -> Segment:

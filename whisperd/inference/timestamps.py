@@ -63,7 +63,20 @@ class AlignedWord:
     tokens: int  # how many tokens it is made of
 
 
+Sentence = tuple[Stretch, list[AlignedWord]]  # with its words, if they were aligned
+
 _LONGEST_WORD_S = 0.7  # the median word is taken to be no longer when outliers are judged (openai/whisper, timing.py)
+
+
+def with_words(stretches: Sequence[Stretch], words: Sequence[AlignedWord], window_s: float) -> list[Sentence]:
+    """The stretches with the words that are theirs, at sane times."""
+    floor_s = 0.0
+    sentences: list[Sentence] = []
+    for stretch, own in zip(stretches, share_words(stretches, words), strict=True):
+        settled = settle_words(own, window_s, floor_s)
+        floor_s = settled[-1].end if settled else floor_s
+        sentences.append((stretch, settled))
+    return sentences
 
 
 def share_words(stretches: Sequence[Stretch], words: Sequence[AlignedWord]) -> list[list[AlignedWord]]:
@@ -81,15 +94,20 @@ def share_words(stretches: Sequence[Stretch], words: Sequence[AlignedWord]) -> l
     return shared
 
 
+def longest_word_s(words: Sequence[AlignedWord]) -> float:
+    """What of these is longer than this holds a pause."""
+    durations = sorted(word.end - word.start for word in words if word.end > word.start)
+    median_s = min(_LONGEST_WORD_S, durations[len(durations) // 2]) if durations else 0.0
+    return max(2 * median_s, 0.1)
+
+
 def settle_words(words: Sequence[AlignedWord], window_s: float, floor_s: float) -> list[AlignedWord]:
     """Words of one stretch with sane times: none before `floor_s`, none beyond the window, none overlapping.
 
     A word beside a pause is often stretched over it; one longer than twice the median gets shortened on the
     side of the pause: the first word's start, any other's end.
     """
-    durations = sorted(word.end - word.start for word in words if word.end > word.start)
-    median_s = min(_LONGEST_WORD_S, durations[len(durations) // 2]) if durations else 0.0
-    longest_s = max(2 * median_s, 0.1)
+    longest_s = longest_word_s(words)
     settled: list[AlignedWord] = []
     for index, word in enumerate(words):
         start = min(max(word.start, floor_s), window_s)

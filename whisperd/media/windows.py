@@ -43,8 +43,8 @@ _WINDOW_COST = 1.0
 _SHORT_WINDOW_COST = 1.0  # at length zero, falling to nothing at a third of the longest window
 _CUT_IN_SPEECH_COST = 3.0
 _PAUSE_HALF_S = 0.05  # quiet on each side of a cut that halves its price
-_HORIZON_WINDOWS = 4  # longest windows; when so much is planned behind the last fixed cut, further cuts are fixed …
-_WINDOWS_OPEN = 2  # … but for the last so many windows, which better ways may change
+_HORIZON_WINDOWS = 3  # longest windows; when so much is planned behind the last fixed cut, further cuts are fixed …
+_WINDOWS_OPEN = 1  # … but for the last one, which a better way may change
 _CANDIDATES_PER_WINDOW = 32  # bounds the search: about one place per second is looked at
 
 
