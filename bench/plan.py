@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sides import Flavour
 from speech_set import Clip, clips
 
+from whisperd.messages import LONG_BEAM, LONG_S
 from whisperd.tails import tail_of
 
 SHORT_SETS = ("librispeech", "ljspeech", "asterisk_en_8k")
@@ -20,9 +21,9 @@ PROBE_S = (2.7, 3.3)  # "a 3 s clip"
 LIKE_BEAM = 5
 
 # How the daemon decodes by default, for the sketch that it is compared with: contexts in steps of so many seconds
-# (whisperd/batching.py), greedily, and with a beam where a row's text is unsure (whisperd/inference/attempts.py).
-BUCKET_S = 2.0
-DEFAULT_SEARCH = {"beam_size": 1, "unsure_beam": 5, "unsure_logprob": -0.5}
+# (whisperd/batching.py), short clips greedily, and with a beam where a row's text is unsure (inference/attempts.py).
+BUCKET_S = 1.0
+DEFAULT_SEARCH = {"beam_size": 1, "long_beam_size": LONG_BEAM, "unsure_beam": 5, "unsure_logprob": -0.5}
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,16 @@ def flavours(model: str, tail_s: float | None) -> dict[str, Flavour]:
 
     `tail_s` is the silence behind speech that the sketch takes; None: what the daemon takes for this model.
     """
-    sketch = {"tail_s": tail_of(model, 0.0) if tail_s is None else tail_s, "bucket_s": BUCKET_S}
+    tail_s = tail_of(model, 0.0) if tail_s is None else tail_s
+    sketch = {"tail_s": tail_s, "bucket_s": BUCKET_S, "long_s": LONG_S}
+    like = {"beam_size": LIKE_BEAM, "long_beam_size": LIKE_BEAM, "timestamps": False, "language": "en"}
     return {
         "defaults": Flavour("defaults", {}, {}, {**sketch, **DEFAULT_SEARCH, "timestamps": True, "language": None}),
         "like_for_like": Flavour(
             "like_for_like",
             {"beam_size": LIKE_BEAM, "timestamps": "none", "language": "en"},
             {"beam_size": LIKE_BEAM, "without_timestamps": True, "language": "en"},
-            {**sketch, "beam_size": LIKE_BEAM, "timestamps": False, "language": "en"},
+            {**sketch, **like},
         ),
     }
 

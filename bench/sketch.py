@@ -2,8 +2,9 @@
 
 Nothing here waits, arrives, is checked or is answered. Clips are sorted by length, put into batches of eight and
 decoded by one thread per core, with the tail of silence, beam and timestamps that the daemon uses in the run it is
-compared with. Rows that look wrong are decoded again with the full context, so that the text is as good. The audio is
-decoded beforehand and nobody looks for speech, both of which the daemon has to do in its time.
+compared with: long clips without timestamp tokens, but with an alignment of the text where times are wanted. Rows that
+look wrong are decoded again with the full context, so that the text is as good. The audio is decoded beforehand and
+nobody looks for speech, both of which the daemon has to do in its time.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Settings:
     beam_size: int
     timestamps: bool
     language: str | None
+    long_s: float  # clips from here on get half the tail, `long_beam_size` and no timestamp tokens
+    long_beam_size: int
     unsure_beam: int = 0  # for the rows whose text is less likely than this, after a greedy look; 0: no second look
     unsure_logprob: float = 0.0
 
@@ -45,6 +48,7 @@ class Settings:
 class _Batch:
     frames: int
     rows: tuple[int, ...]
+    long: bool
 
     @property
     def work(self) -> int:
@@ -56,6 +60,7 @@ class _Found:
     """A row's text, how likely it is, and whether it looks as if the short context had misled the model."""
 
     text: str
+    tokens: list[int]
     logprob: float
     doubtful: bool
 
@@ -82,18 +87,22 @@ class Sketch:
             list(pool.map(self._decode, batches))
         return time.perf_counter() - self._began
 
+    def _is_long(self, index: int) -> bool:
+        return len(self._samples[index]) / _RATE >= self._settings.long_s
+
     def _frames(self, index: int) -> int:
         bucket = round(self._settings.bucket_s * 100)
-        wanted = (len(self._samples[index]) / _RATE + self._settings.tail_s) * 100
+        tail_s = self._settings.tail_s / 2 if self._is_long(index) else self._settings.tail_s
+        wanted = (len(self._samples[index]) / _RATE + tail_s) * 100
         return min(_FULL_FRAMES, int(-(-wanted // bucket)) * bucket)
 
     def _batches(self) -> list[_Batch]:
-        by_frames: dict[int, list[int]] = {}
+        alike: dict[tuple[int, bool], list[int]] = {}
         for index in sorted(range(len(self._samples)), key=lambda index: len(self._samples[index])):
-            by_frames.setdefault(self._frames(index), []).append(index)
+            alike.setdefault((self._frames(index), self._is_long(index)), []).append(index)
         return [
-            _Batch(frames, tuple(indexes[first : first + _ROWS]))
-            for frames, indexes in by_frames.items()
+            _Batch(frames, tuple(indexes[first : first + _ROWS]), long)
+            for (frames, long), indexes in alike.items()
             for first in range(0, len(indexes), _ROWS)
         ]
 
@@ -101,7 +110,7 @@ class Sketch:
         for index, found in zip(batch.rows, self._texts(batch), strict=True):
             text = found.text
             if found.doubtful and batch.frames < _FULL_FRAMES:
-                text = self._texts(_Batch(_FULL_FRAMES, (index,)))[0].text
+                text = self._texts(_Batch(_FULL_FRAMES, (index,), batch.long))[0].text
                 with self._lock:
                     self.retried += 1
             self.answers[index] = (text, time.perf_counter() - self._began)
@@ -109,19 +118,35 @@ class Sketch:
     def _texts(self, batch: _Batch) -> list[_Found]:
         settings = self._settings
         encoded = self._encode(batch)
-        found = self._generate(batch, encoded, settings.beam_size)
+        tokenizers = self._tokenizers_for(batch, encoded)
+        beam_size = settings.long_beam_size if batch.long else settings.beam_size
+        found = self._generate(batch, encoded, tokenizers, beam_size)
         unsure = [row for row, one in enumerate(found)
                   if settings.unsure_beam and not one.doubtful and one.logprob < settings.unsure_logprob]  # fmt: skip
         if unsure:
-            again = _Batch(batch.frames, tuple(batch.rows[row] for row in unsure))
+            again = _Batch(batch.frames, tuple(batch.rows[row] for row in unsure), batch.long)
             rows = StorageView.from_array(np.ascontiguousarray(np.array(encoded.to_device(Device.cpu))[unsure]))
-            for row, one in zip(unsure, self._generate(again, rows, settings.unsure_beam), strict=True):
+            own = [tokenizers[row] for row in unsure]
+            for row, one in zip(unsure, self._generate(again, rows, own, settings.unsure_beam), strict=True):
                 found[row] = one
+        if batch.long and settings.timestamps:
+            self._align(batch, encoded, tokenizers, found)
         return found
 
-    def _generate(self, batch: _Batch, encoded: Any, beam_size: int) -> list[_Found]:
-        tokenizers = self._tokenizers_for(batch, encoded)
-        plain = not self._settings.timestamps
+    def _align(
+        self, batch: _Batch, encoded: Any, tokenizers: Sequence[Tokenizer], found: Sequence[_Found]
+    ) -> None:
+        """Finds the times of the words, one row after the other; nobody wants to know them here."""
+        outputs = np.array(encoded.to_device(Device.cpu))
+        for row, (index, tokenizer, one) in enumerate(zip(batch.rows, tokenizers, found, strict=True)):
+            frames = min(_FULL_FRAMES, len(self._samples[index]) // _HOP)
+            own = StorageView.from_array(np.ascontiguousarray(outputs[row : row + 1]))
+            self._model.find_alignment(tokenizer, [one.tokens], own, [frames])
+
+    def _generate(
+        self, batch: _Batch, encoded: Any, tokenizers: Sequence[Tokenizer], beam_size: int
+    ) -> list[_Found]:
+        plain = batch.long or not self._settings.timestamps
         prompts = [self._model.get_prompt(tokenizer, [], without_timestamps=plain) for tokenizer in tokenizers]
         longest_s = max(len(self._samples[index]) for index in batch.rows) / _RATE
         cap = 224 if batch.frames >= _FULL_FRAMES else max(32, int(8 * longest_s) + 24)
@@ -167,7 +192,8 @@ class Sketch:
 
 def _read(result: Any, tokenizer: Tokenizer, cap: int) -> _Found:
     tokens = result.sequences_ids[0]
-    text = tokenizer.decode([token for token in tokens if token < tokenizer.eot]).strip()
+    words = [token for token in tokens if token < tokenizer.eot]
+    text = tokenizer.decode(words).strip()
     data = text.encode()
     mean_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
     doubtful = (
@@ -176,7 +202,7 @@ def _read(result: Any, tokenizer: Tokenizer, cap: int) -> _Found:
         or (bool(data) and len(data) / len(zlib.compress(data)) > _DOUBTFUL_RATIO)
         or _says_its_end_twice(text)
     )
-    return _Found(text, mean_logprob, doubtful)
+    return _Found(text, words, mean_logprob, doubtful)
 
 
 def _says_its_end_twice(text: str) -> bool:

@@ -64,6 +64,11 @@ class Flight:
         """How long it is expected to last from now."""
         return max(self.expected_s - (now - self.began), self.expected_s * _OVERTIME)
 
+    def left_cost_s(self, now: float) -> float:
+        """What is left of its windows' costs, in the nominal seconds of what waits, whatever the device."""
+        cost_s = sum(window.cost_s for window in self.windows)
+        return cost_s * self.left_s(now) / self.expected_s if self.expected_s else 0.0
+
 
 @dataclass
 class Lanes:
@@ -118,7 +123,7 @@ class Lanes:
         return flight
 
     def _bounds(self, busy: list[Flight], now: float, room: Room, cost: CostModel) -> Bounds:
-        ends = [flight.left_s(now) / cost.rate for flight in busy]
+        ends = [flight.left_cost_s(now) for flight in busy]
         free = min(room.lanes - len(busy), len(self.batcher))  # more could not get a window each
         share_s = water_level(self.batcher.waiting_s, ends + [0.0] * free)
         return Bounds(room.rows, self.slow_s / cost.rate, _SLOW_ROWS, share_s, cost.shape)

@@ -1,4 +1,4 @@
-"""Where the daemon's files are by default: the runtime directory with its sockets, the state directory.
+"""Where the daemon's files are by default: the runtime directory with its sockets, the state directory, the settings.
 
 Daemon and clients must come to the same answer from the same environment, so the rules live here and nowhere
 else. The temporary directory belongs to everybody: what is found there is used only if this user owns it and
@@ -60,6 +60,14 @@ def state_directory(environ: Mapping[str, str] = os.environ) -> Path:
         return Path(service)
     home = Path(environ.get("HOME") or "~").expanduser()
     return Path(environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "whisperd"
+
+
+def default_settings_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """$CONFIGURATION_DIRECTORY/whisperd.toml, else $XDG_CONFIG_HOME/whisperd/whisperd.toml, else below ~/.config."""
+    if service := environ.get("CONFIGURATION_DIRECTORY", "").split(":")[0]:
+        return Path(service) / "whisperd.toml"
+    home = Path(environ.get("HOME") or "~").expanduser()
+    return Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "whisperd" / "whisperd.toml"
 
 
 def _temporary_directory(environ: Mapping[str, str]) -> Path:

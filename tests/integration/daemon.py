@@ -508,6 +508,7 @@ def _environment(home: Path, environ: Mapping[str, str | None], settings: Mappin
         "HOME": str(home),
         "XDG_RUNTIME_DIR": str(home / "run"),
         "XDG_STATE_HOME": str(home / "state"),
+        "XDG_CONFIG_HOME": str(home / "config"),
         "XDG_CACHE_HOME": str(home / "cache"),
         **{f"WHISPERD_{name.upper()}": str(value) for name, value in settings.items()},
         **environ,

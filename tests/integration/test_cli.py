@@ -41,6 +41,7 @@ class Home:
             **kept,
             "XDG_RUNTIME_DIR": str(root),
             "XDG_STATE_HOME": str(root / "state"),
+            "XDG_CONFIG_HOME": str(root / "config"),
             "WHISPERD_MODEL": "fake",
         }
 
@@ -262,7 +263,7 @@ def test_subtitles_of_a_long_input_read_back(served: Home, tmp_path: Path) -> No
     (tmp_path / "long.wav").write_bytes(bytes(32_000 * 70))
     done = served.run("transcribe", tmp_path / "long.wav", "--format", "srt")
     cues = pysubs2.SSAFile.from_string(done.out, format_="srt")
-    assert [event.start for event in cues] == [0, 25_000, 50_000]
+    assert [event.start for event in cues] == [0, 18_000, 36_000, 54_000]
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly(served: Home, clips: Path) -> None:
@@ -468,6 +469,18 @@ def test_config_show_says_where_each_value_came_from(home: Home, tmp_path: Path)
     file.write_text("lane = 3\n")
     wrong = home.run("config", "show", "--config", file)
     assert (wrong.code, "lanes" in wrong.err) == (2, True)
+
+
+def test_the_users_own_settings_are_read_without_being_named(home: Home, tmp_path: Path) -> None:
+    """What `whisperd tune` writes is in effect from then on; `--config` names another file in its place."""
+    own = home.root / "config" / "whisperd" / "whisperd.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("queue_max = 7\n")
+    shown = [home.run("config", "show", *flags) for flags in ((), ("--config", os.devnull))]
+    rows = [{row["setting"]: row for row in json.loads(done.out)["settings"]} for done in shown]
+    assert [each["queue_max"]["from"] for each in rows] == [f"file {own}", "default"]
+    own.write_text("lane = 3\n")
+    assert home.run("serve").code == 2
 
 
 def test_serve_takes_every_flag_of_the_contract(home: Home) -> None:

@@ -28,7 +28,7 @@ from whisperd.testing import digest_of
 pytestmark = pytest.mark.integration
 SPEECH = Path(__file__).resolve().parents[2].parent / "shared" / "speech"
 FAKE = ("--model", "fake")
-LONG = bytes(32_000 * 100)  # 100 s for the fake engine: four windows
+LONG = bytes(32_000 * 70)  # 70 s for the fake engine: four windows
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as directory:
         monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
         monkeypatch.setenv("XDG_STATE_HOME", directory)
+        monkeypatch.setenv("XDG_CONFIG_HOME", directory)
         yield Path(directory)
 
 

@@ -11,6 +11,7 @@ from whisperd.errors import WhisperdError
 from whisperd.paths import (
     control_path_beside,
     default_control_path,
+    default_settings_path,
     default_socket_path,
     runtime_directory,
     state_directory,
@@ -80,3 +81,11 @@ def test_state_directory_follows_the_same_order() -> None:
     assert state_directory({"STATE_DIRECTORY": "/var/lib/w", "XDG_STATE_HOME": "/s"}) == Path("/var/lib/w")
     assert state_directory({"XDG_STATE_HOME": "/s"}) == Path("/s/whisperd")
     assert state_directory({"HOME": "/home/a"}) == Path("/home/a/.local/state/whisperd")
+
+
+def test_settings_are_the_service_s_or_the_user_s() -> None:
+    """As systemd says, else where XDG says."""
+    environ = {"CONFIGURATION_DIRECTORY": "/etc/whisperd:/etc/other", "XDG_CONFIG_HOME": "/x", "HOME": "/home/a"}
+    assert default_settings_path(environ) == Path("/etc/whisperd/whisperd.toml")
+    assert default_settings_path({"XDG_CONFIG_HOME": "/x"}) == Path("/x/whisperd/whisperd.toml")
+    assert default_settings_path({"HOME": "/home/a"}) == Path("/home/a/.config/whisperd/whisperd.toml")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperd.cli.settings_file import change_file, changed, check_writable, default_path
+from whisperd.cli.settings_file import change_file, changed, check_writable
 from whisperd.config import load_config
 from whisperd.errors import WhisperdError
 
@@ -103,9 +103,3 @@ def test_a_file_that_cannot_be_changed_safely_stays_and_the_lines_are_told(tmp_p
         change_file(file, {"lanes": 4}, "note")
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_the_default_file_is_in_the_users_settings() -> None:
-    """Where XDG says."""
-    assert default_path({"XDG_CONFIG_HOME": "/x"}) == Path("/x/whisperd/whisperd.toml")
-    assert default_path({"HOME": "/home/a"}) == Path("/home/a/.config/whisperd/whisperd.toml")

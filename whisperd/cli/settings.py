@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from whisperd.config import FIELDS, Config, ConfigError, Loaded, load_config
+from whisperd.paths import default_settings_path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _HINTS = typing.get_type_hints(Config)
@@ -24,7 +25,8 @@ def setting_options(command: Command) -> Command:
     for name in reversed(FIELDS):
         command = _option(name)(command)
     file = click.Path(path_type=Path, dir_okay=False)
-    return click.option("--config", "config_file", type=file, help="TOML file with settings.")(command)
+    help = "TOML file with settings.  [default: whisperd/whisperd.toml in $XDG_CONFIG_HOME, if it is there]"
+    return click.option("--config", "config_file", type=file, help=help)(command)
 
 
 def flag_name(name: str) -> str:
@@ -57,6 +59,15 @@ def load(config_file: Path | None, flags: dict[str, Any]) -> Loaded:
     """All layers merged; a setting that cannot be used is wrong usage."""
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     try:
-        return load_config(given, config_file, os.environ)
+        return load_config(given, config_file or _default_file(), os.environ)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _default_file() -> Path | None:
+    """The user's or the service's settings, if there are any."""
+    path = default_settings_path()
+    try:
+        return path if path.exists() else None
+    except PermissionError as error:
+        raise click.UsageError(f"{path}: {error.strerror}; --config names another file, or /dev/null") from error

@@ -21,12 +21,6 @@ from whisperd.errors import WhisperdError
 _NEW_MODE = 0o644
 
 
-def default_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """$XDG_CONFIG_HOME/whisperd/whisperd.toml, else below ~/.config."""
-    home = Path(environ.get("HOME") or "~").expanduser()
-    return Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "whisperd" / "whisperd.toml"
-
-
 def changed(text: str, changes: Mapping[str, int | float | str], note: str) -> str:
     """The file's text with these top-level values; `note` is the comment above those that are new. Raises ValueError
     where the result would say something else besides."""

@@ -6,6 +6,7 @@ happens to this process, nothing is left running.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -48,7 +49,8 @@ class Trial:
         self._clips = clips
         self._log = folder / f"{time.monotonic_ns()}.log"
         flags = [text for name, value in settings.items() for text in (flag_name(name), _flag_value(value))]
-        own = ["--store", str(self._log.with_suffix(".db")), "--log-format", "json", "--log-level", "info"]
+        own = ["--config", os.devnull]  # the settings in effect are among the flags already
+        own += ["--store", str(self._log.with_suffix(".db")), "--log-format", "json", "--log-level", "info"]
         with self._log.open("wb") as log:
             self._client = Client(spawn=True, args=[*flags, *own], stderr=log)
 

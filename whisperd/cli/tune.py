@@ -54,11 +54,12 @@ def command(
     whisperd tune --config whisperd.toml --model base --minutes 8
     whisperd tune --dry-run --format json
     """
-    from whisperd.cli.settings_file import change_file, check_writable, default_path
+    from whisperd.cli.settings_file import change_file, check_writable
     from whisperd.cli.tuner import Tuner
+    from whisperd.paths import default_settings_path
 
-    file = config_file or default_path()
-    loaded = load(file if file.exists() else None, {"model": model})
+    file = config_file or default_settings_path()
+    loaded = load(file if file.exists() else Path(os.devnull), {"model": model})
     with told(), tempfile.TemporaryDirectory(prefix="whisperd-tune-") as folder:
         if not dry_run:
             check_writable(file)
