@@ -112,7 +112,9 @@ class Batcher:
         """Queues windows of one job in their order; more of it may follow later."""
         light: bool | None = None
         for window in windows:
-            window.light = light = is_light(window.job) if light is None else light
+            if light is None:  # as the parts of its job before it, with which it may share a batch
+                light = window.job.windows[0].light if window.index else is_light(window.job)
+            window.light = light
             window.cost_s = share_s(window)
             self._sequence += 1
             window.turn = self.turns.tag(window), self._sequence
@@ -195,8 +197,9 @@ class Batcher:
         key = compatibility_key(head)
         queues = self._by_key.get(key, {})  # the head may have been all that waited
         batch, share_s = [head], head.cost_s
-        fair_s = math.inf if head.job.more_to_come else bounds.share_s  # the next part of it is for the other lanes
         while window := best_company(queues, partial(_first, queues), batch, bounds):
+            # What is still to come of a job is for the other lanes.
+            fair_s = math.inf if window.job.more_to_come else bounds.share_s
             if share_s + window.cost_s / 2 > fair_s or not fits(window, batch, bounds):
                 break
             heapq.heappop(queues[window.frames])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,8 +64,20 @@ def test_one_word_that_fills_the_window_stays_whole() -> None:
 
 def test_no_words_are_no_sentence() -> None:
     """The aligner found none."""
-    assert split_at_sentences((1, 2), [], WINDOW_S) == []
+    assert split_at_sentences((), [], WINDOW_S) == []
     assert split_at_sentences((1, 2), [AlignedWord(" ", 0.0, 1.0, 0.9, 2)], WINDOW_S) == []
+
+
+def test_words_that_are_not_of_all_the_tokens_are_not_used() -> None:
+    """The aligner stops at broken characters, and the text behind them must not go with it."""
+    assert split_at_sentences((1, 2, 3), [AlignedWord(" a", 0.0, 1.0, 0.9, 1)], WINDOW_S) == []
+
+
+def test_a_sentence_reaches_to_where_the_aligner_says() -> None:
+    """A word that holds a pause is shown short, but the text did not stop there."""
+    words = [*spoken("this is the last"), AlignedWord(" word.", 1.2, 6.0, 0.9, 1)]
+    [(stretch, own)] = split_at_sentences(range(5), words, WINDOW_S)
+    assert (stretch.end, own[-1].end) == (6.0, pytest.approx(1.8))
 
 
 pieces = st.tuples(

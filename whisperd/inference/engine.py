@@ -44,7 +44,7 @@ from whisperd.inference.attempts import (
 )
 from whisperd.inference.placement import Placement
 from whisperd.inference.prompts import Prompt, share_prompt
-from whisperd.inference.rows import Heard, Row, by_context, in_one, joined, padded, rest_begins, rest_of, stretches_of
+from whisperd.inference.rows import Heard, Row, by_context, in_one, joined, padded, rest_of, rest_of_text, stretches_of
 from whisperd.inference.sentences import split_at_sentences
 from whisperd.inference.timestamps import AlignedWord, Sentence, with_words
 from whisperd.messages import (
@@ -118,11 +118,11 @@ class Recognizer:
         began = time.perf_counter()
         heard = self._decode(rows, options, frames, beat)
         results = [one.result for one in heard]
-        rests = {i: cut_s for i, row in enumerate(rows) if (cut_s := rest_begins(row, heard[i]))}
+        rests = {i: rest for i, row in enumerate(rows) if (rest := rest_of_text(row, heard[i].stretches))}
         for rest_frames, indexes in by_context(rows, rests, options).items():
-            rest_rows = [rest_of(rows[i], rests[i], results[i].language) for i in indexes]
-            for i, rest in zip(indexes, self.transcribe(rest_rows, options, rest_frames, beat), strict=True):
-                results[i] = joined(results[i], rest, rests[i])
+            rest_rows = [rest_of(rows[i], rests[i].cut_s, results[i].language) for i in indexes]
+            for i, again in zip(indexes, self.transcribe(rest_rows, options, rest_frames, beat), strict=True):
+                results[i] = joined(results[i], again, rests[i])
         if not options.timestamps:
             results = [in_one(result, row) for result, row in zip(results, rows, strict=True)]
         infer_ms = (time.perf_counter() - began) * 1000
@@ -150,8 +150,7 @@ class Recognizer:
             language, probability = languages[i]
             segments = [_segment(n, tokenizer, own, one, row.options.words) for n, one in enumerate(sentences)]
             result = WindowResult(tuple(segments), language, probability, 0.0, reason)
-            last = sentences[-1][0] if sentences else None
-            heard.append(Heard(result, last.end, last.start) if last else Heard(result, None))
+            heard.append(Heard(result, [stretch for stretch, _ in sentences]))
         return heard
 
     def _first_attempts(

@@ -29,6 +29,7 @@ _REST_MIN_S = 1.0
 _REST_FRAMES = 500
 # Less than this is not decoded by itself.
 _REST_ALONE_S = 6.0
+_LEAD_S = 0.3  # kept before a stretch that is heard again, as far as nobody speaks in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +58,22 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What one pass made of a row, where its text stopped (None: there is none), and where its last stretch began.
+    """What one pass made of a row, and its stretches of text, one for each segment.
 
-    They are apart because a short window's segment with words ends where its last word was found, which must not decide
-    what is decoded: the text would then depend on whether words were asked for.
+    They are apart because a segment with words ends where its last word was found, which must not decide what is
+    decoded: the text would then depend on whether words were asked for, and a pause within a word be taken for the end.
     """
 
     result: WindowResult
-    stopped_s: float | None
-    last_s: float = 0.0
+    stretches: Sequence[Stretch]
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What is to be heard again, from `cut_s` on; so many segments stay as they are."""
+
+    cut_s: float
+    keep: int
 
 
 def padded(samples: npt.NDArray[np.float32], length: int) -> npt.NDArray[np.float32]:
@@ -85,26 +93,29 @@ def stretches_of(
     return [Stretch(0.0, window_s, tuple(token for token in attempt.tokens if token < end_of_text))]
 
 
-def rest_begins(row: Row, heard: Heard) -> float | None:
+def rest_of_text(row: Row, stretches: Sequence[Stretch]) -> Rest | None:
     """Where the model is to begin again, because it stopped although speech goes on; None where it heard everything.
 
     A few words by themselves are easily misheard, so where little is left the last stretch of text is heard again
-    with it.
+    with it, from a little before it: its first word may begin earlier than it was found.
     """
-    stopped_s = heard.stopped_s
-    if stopped_s is None:
+    if not stretches:
         return None
-    left_s = min(row.speech_stop_s, row.duration_s) - stopped_s
-    if left_s <= _REST_MIN_S or stopped_s <= _REST_MIN_S:
+    last, before_s = stretches[-1], stretches[-2].end if len(stretches) > 1 else 0.0
+    left_s = min(row.speech_stop_s, row.duration_s) - last.end
+    if left_s <= _REST_MIN_S or last.end <= _REST_MIN_S:
         return None
-    return heard.last_s if left_s < _REST_ALONE_S and heard.last_s > _REST_MIN_S else stopped_s
+    again_s = max(last.start - _LEAD_S, min(before_s, last.start))
+    if left_s < _REST_ALONE_S and again_s > _REST_MIN_S:
+        return Rest(again_s, len(stretches) - 1)
+    return Rest(last.end, len(stretches))
 
 
-def by_context(rows: Sequence[Row], rests: dict[int, float], options: DecodeOptions) -> dict[int, list[int]]:
+def by_context(rows: Sequence[Row], rests: dict[int, Rest], options: DecodeOptions) -> dict[int, list[int]]:
     """The rests' rows by the context that they need, so that they share passes."""
     groups: dict[int, list[int]] = {}
-    for i, cut_s in rests.items():
-        samples = len(rows[i].samples) - int(cut_s * SAMPLE_RATE)
+    for i, rest in rests.items():
+        samples = len(rows[i].samples) - int(rest.cut_s * SAMPLE_RATE)
         context = context_frames(samples, options.tail_s)
         groups.setdefault(min(FRAMES_MAX, math.ceil(context / _REST_FRAMES) * _REST_FRAMES), []).append(i)
     return groups
@@ -115,18 +126,22 @@ def rest_of(row: Row, cut_s: float, language: str) -> Row:
     return Row(
         row.samples[int(cut_s * SAMPLE_RATE) :],
         replace(row.options, language=language),
-        row.sure_speech_s,
+        min(row.sure_speech_s, max(0.0, row.speech_stop_s - cut_s)),
         row.speech_stop_s - cut_s,
     )
 
 
-def joined(result: WindowResult, rest: WindowResult, cut_s: float) -> WindowResult:
-    """The rest's segments behind the first part's, in the window's time.
+def joined(result: WindowResult, rest: WindowResult, begins: Rest) -> WindowResult:
+    """The rest's segments behind the first part's, in the window's time; the first part alone where the rest says no
+    more than what it would replace.
 
     Words are found where they are heard, not where the timestamps say, so the first part's last ones may reach past
     the cut; they end there, as the rest's begin.
     """
-    kept = tuple(_until(segment, cut_s) for segment in result.segments if segment.start < cut_s)
+    cut_s = begins.cut_s
+    if _length(rest.segments) <= _length(result.segments[begins.keep :]):
+        return result
+    kept = tuple(_until(segment, cut_s) for segment in result.segments[: begins.keep])
     moved = tuple(
         replace(
             segment,
@@ -139,6 +154,11 @@ def joined(result: WindowResult, rest: WindowResult, cut_s: float) -> WindowResu
         for segment in rest.segments
     )
     return replace(result, segments=kept + moved, retried=result.retried or rest.retried)
+
+
+def _length(segments: Sequence[Segment]) -> int:
+    """Of their text, in characters."""
+    return sum(len(segment.text.strip()) for segment in segments)
 
 
 def in_one(result: WindowResult, row: Row) -> WindowResult:

@@ -23,18 +23,22 @@ _MARK_WORTH_S = 0.4
 
 
 def split_at_sentences(tokens: Sequence[int], words: Sequence[AlignedWord], window_s: float) -> list[Sentence]:
-    """Each sentence with the tokens of its text and its words, whose times are settled. All tokens are in one of
-    them, if there is any word.
+    """Each sentence with the tokens of its text and its words, whose times are settled; its stretch ends where the
+    aligner says, also behind a word that holds a pause. All tokens are in one of them.
 
-    `words` are the aligner's for exactly these tokens, in order.
+    `words` are the aligner's, in order. Empty where they are not made of exactly these tokens: it loses its way in
+    broken characters, and no text may be lost with it.
     """
+    if sum(word.tokens for word in words) != len(tokens):
+        return []
     sentences: list[Sentence] = []
     position, floor_s = 0, 0.0
     for group in _grouped(_folded(words)):
         count = sum(word.tokens for word in group)
         settled = settle_words(group, window_s, floor_s)
         floor_s = settled[-1].end
-        sentences.append((Stretch(settled[0].start, floor_s, tuple(tokens[position : position + count])), settled))
+        end = round(min(max(group[-1].end, floor_s), window_s), 3)
+        sentences.append((Stretch(settled[0].start, end, tuple(tokens[position : position + count])), settled))
         position += count
     return sentences
 
