@@ -22,7 +22,7 @@ from functools import partial
 from whisperd.cost import CPU, Shape, is_light, share_s, steps_of
 from whisperd.fairness import VirtualTime
 from whisperd.jobs import Job, Window
-from whisperd.messages import FRAMES_MAX, FRAMES_PER_SECOND, LONG_S, SAMPLE_RATE
+from whisperd.messages import FRAMES_MAX, FRAMES_PER_SECOND, SAMPLE_RATE, is_long
 
 # Frames that contexts are rounded up to, so that few different ones wait. A multiple of 100 is also never 160 or 256
 # frames, which CTranslate2 would mistake for encoder output (80 and 128 mel bands).
@@ -56,15 +56,14 @@ def context_frames(samples: int, tail_s: float | None) -> int:
     if tail_s is None:
         return FRAMES_MAX
     duration_s = samples / SAMPLE_RATE
-    wanted = (duration_s + (tail_s if duration_s < LONG_S else tail_s / 2)) * FRAMES_PER_SECOND
+    wanted = (duration_s + (tail_s / 2 if is_long(duration_s) else tail_s)) * FRAMES_PER_SECOND
     return min(FRAMES_MAX, math.ceil(wanted / _BUCKET_FRAMES) * _BUCKET_FRAMES)
 
 
 def compatibility_key(window: Window) -> tuple[Hashable, ...]:
     """Windows with equal keys may share an engine call (one model per batcher), at the longest of their contexts."""
     work = window.job.work
-    long = window.duration_s >= LONG_S
-    return work.options, long, work.row.task == "detect", work.priority, window.light
+    return work.options, is_long(window.duration_s), work.row.task == "detect", work.priority, window.light
 
 
 def may_hurry(window: Window) -> bool:

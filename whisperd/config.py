@@ -46,7 +46,7 @@ class Config:
     batch_rows: int = _setting(0, "windows in one engine call at most; 0 = 8 (32 on cuda), more gains little")
     batch_s: float = _setting(3.0, "seconds that a batch of long files or bulk may take: it cannot be interrupted")
     window_s: float = _setting(18.0, "longest window cut from long audio; longer ones cost more than they mend")
-    tail_s: float = _setting(0.0, "silence behind the speech that is encoded with it; 0 = what the model needs")
+    tail_s: float = _setting(0.0, "silence encoded behind speech, half of it from 8 s on; 0 = what the model needs")
     media_workers: int = _setting(2, "processes that decode media; two, so that one long file blocks nobody")
     models_max: int = _setting(2, "models loaded at once; the one idle longest makes room")
     idle_unload_s: float = _setting(0.0, "unload a model after so long without work; 0 = never")

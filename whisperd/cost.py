@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whisperd.jobs import Job, Window
-from whisperd.messages import LONG_BEAM, LONG_S
+from whisperd.messages import LONG_BEAM, is_long
 
 TOKENS_PER_SECOND = 3.2  # of speech, measured over 169 clips
 _EXTRA_TOKENS = 4  # timestamps and the end of text
@@ -87,7 +87,7 @@ def steps_of(window: Window) -> int:
 
 def beam_of(window: Window) -> int:
     """The beam of a window's first decoding; 1 is greedy."""
-    return window.job.work.options.beam_size or (LONG_BEAM if window.duration_s >= LONG_S else 1)
+    return window.job.work.options.beam_size or (LONG_BEAM if is_long(window.duration_s) else 1)
 
 
 def share_s(window: Window) -> float:

@@ -21,6 +21,11 @@ LONG_S = 8.0
 LONG_BEAM = 2
 
 
+def is_long(duration_s: float) -> bool:
+    """Whether a window of this length is decoded the one way or the other."""
+    return duration_s >= LONG_S
+
+
 @dataclass(frozen=True, slots=True)
 class Word:
     """One word with absolute times in seconds; `word` keeps its leading space, as Whisper writes it."""
@@ -85,7 +90,7 @@ class DecodeOptions:
 
     def for_window(self, duration_s: float) -> DecodeOptions:
         """With what suits a window of this length, where the client leaves it open."""
-        if duration_s < LONG_S:
+        if not is_long(duration_s):
             return self
         return replace(self, timestamps=False, beam_size=self.beam_size or LONG_BEAM)
 

@@ -65,9 +65,10 @@ def load(config_file: Path | None, flags: dict[str, Any]) -> Loaded:
 
 
 def _default_file() -> Path | None:
-    """The user's or the service's settings, if there are any."""
-    path = default_settings_path()
+    """The user's or the service's settings, if there are any: not for a user without a home, or without access to it,
+    as a hardened service may be. Nobody named that file, so the daemon starts; `config show` tells what it uses."""
     try:
+        path = default_settings_path()
         return path if path.exists() else None
-    except PermissionError as error:
-        raise click.UsageError(f"{path}: {error.strerror}; --config names another file, or /dev/null") from error
+    except (RuntimeError, PermissionError):
+        return None

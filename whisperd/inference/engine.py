@@ -1,13 +1,16 @@
 """The only module that knows faster-whisper and CTranslate2: a batch of windows in, text with figures out.
 
-Four things are decided here and nowhere else.
+Five things are decided here and nowhere else.
 
 *Short context.* Whisper is trained on 30 s, and padding short windows to it is most of their cost. Windows come with
 a shorter context (`frames`) whose end is silence. A model so fed sometimes fails to stop: it repeats itself or
 runs on. The guard (`attempts.guard`) finds those rows, and they alone are decoded again with the full context.
 
-*A beam where it helps.* Unless the client names a `beam_size`, rows are decoded greedily, which costs half as much, and
-only those whose text is unsure once more with a beam, from the same encoder output.
+*Two ways to decode.* Short windows tell their times by timestamp tokens. Long ones (`messages.is_long`) are decoded
+without them, and their sentences are found by aligning the text with the audio.
+
+*A beam where it helps.* Unless the client names a `beam_size`, short rows are decoded greedily, which costs half as
+much, and only those whose text is unsure once more with a beam, from the same encoding. Long ones get a narrow one.
 
 *Temperature fallback*, as in openai/whisper: a row that is too repetitive or too unlikely is decoded again, alone, at
 the next temperature, so that one bad row changes nothing for its neighbours.
@@ -50,12 +53,12 @@ from whisperd.inference.timestamps import AlignedWord, Sentence, with_words
 from whisperd.messages import (
     FRAMES_MAX,
     FRAMES_PER_SECOND,
-    LONG_S,
     SAMPLE_RATE,
     DecodeOptions,
     Segment,
     WindowResult,
     Word,
+    is_long,
 )
 
 _HOP = SAMPLE_RATE // FRAMES_PER_SECOND  # samples per log-mel frame
@@ -309,7 +312,7 @@ class Recognizer:
         """The attempt's text by its times, which for long windows are found by alignment; where nobody asked for times,
         only if the text may have stopped early."""
         stretches = stretches_of(row, attempt, options, tokenizer.timestamp_begin, tokenizer.eot)
-        long = row.duration_s >= LONG_S
+        long = is_long(row.duration_s)
         wanted = row.options.words or long if options.timestamps else is_sparse(attempt, row.speech_s)
         if not stretches or not wanted:
             return [(stretch, []) for stretch in stretches]
