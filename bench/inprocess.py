@@ -19,6 +19,8 @@ from typing import Any
 import sketch
 from faster_whisper import BatchedInferencePipeline, WhisperModel, decode_audio
 
+from whisperd.inference.placement import prefer_wide_vectors
+
 _BATCH_SIZE = 8  # of the batched pipeline; its own default
 Command = Callable[[Sequence[str], dict[str, Any]], dict[str, Any]]
 
@@ -58,6 +60,8 @@ def all_known(model: WhisperModel) -> Command:
 
 def load(kind: str, folder: str, device: str, compute_type: str) -> Command:
     """faster-whisper as its users set it up; nothing is given but what makes the side what it is."""
+    if kind == "sketch":
+        prefer_wide_vectors()  # as the daemon's engine does
     several: dict[str, Any] = {"cpu_threads": 1, "num_workers": cores()} if kind in ("threads", "sketch") else {}
     model = WhisperModel(folder, device=device, compute_type=compute_type, local_files_only=True, **several)
     if kind == "serial":

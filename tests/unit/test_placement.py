@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from whisperd.inference.placement import Placement, cpu_quota, usable_cores
+from whisperd.inference.placement import Placement, cpu_quota, prefer_wide_vectors, usable_cores
 
 
 def tree(root: Path, groups: str, **quotas: str) -> Path:
@@ -81,3 +81,27 @@ def test_what_is_left_open_is_one_lane_with_one_thread_for_each_core() -> None:
 def test_what_is_set_is_kept() -> None:
     """Lanes and threads that somebody chose are not second-guessed."""
     assert Placement("auto", "float32", 3, 2).settled("cpu") == Placement("cpu", "float32", 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "own", "expected"),
+    [
+        ("fpu avx2 avx512f avx512_vbmi2", {}, "AVX512"),
+        ("fpu avx2 avx512f", {}, None),  # Skylake, which slows down for it
+        ("fpu avx2 avx512f avx512_vbmi2", {"CT2_FORCE_CPU_ISA": "AVX2"}, "AVX2"),
+    ],
+)
+def test_wide_vectors_are_for_processors_that_stay_fast_with_them(
+    tmp_path: Path, flags: str, own: dict[str, str], expected: str | None
+) -> None:
+    """And what the user set is left alone."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nmodel name\t: any\nflags\t\t: {flags}\n\n")
+    prefer_wide_vectors(own, tmp_path)
+    assert own.get("CT2_FORCE_CPU_ISA") == expected
+
+
+def test_without_proc_the_engine_chooses_its_vectors(tmp_path: Path) -> None:
+    environ: dict[str, str] = {}
+    prefer_wide_vectors(environ, tmp_path)
+    assert not environ

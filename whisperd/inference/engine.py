@@ -45,7 +45,7 @@ from whisperd.inference.attempts import (
     needs_fallback,
     token_cap,
 )
-from whisperd.inference.placement import Placement
+from whisperd.inference.placement import Placement, prefer_wide_vectors
 from whisperd.inference.prompts import Prompt, share_prompt
 from whisperd.inference.rows import Heard, Row, by_context, in_one, joined, padded, rest_of, rest_of_text, stretches_of
 from whisperd.inference.sentences import split_at_sentences
@@ -88,6 +88,7 @@ class Recognizer:
     def __init__(self, path: Path, placement: Placement) -> None:
         """`placement` is settled. Raises WhisperdError model_load_failed."""
         self.placement = placement
+        prefer_wide_vectors()
         try:
             self.model = WhisperModel(
                 str(path),

@@ -1,16 +1,21 @@
 """Where a model runs: what "auto" and 0 come to on this machine.
 
 A container is often given less of the machine than it sees: its control group has a quota of processor time, spread
-over all cores. Lanes beyond that quota would only be stopped in turn, in the middle of their work.
+over all cores. Lanes beyond that quota would only be stopped in turn, in the middle of their work. The processor may also have wider vectors than
+CTranslate2 takes by itself.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+# CTranslate2's own choice is never more than AVX2; AVX-512 gives 10 % on short clips. Processors that have this part of
+# it (Ice Lake, Zen 4 and later) do not slow down for it, as those before them did.
+ISA_VARIABLE, _WIDE_ISA, _WIDE_FLAG = "CT2_FORCE_CPU_ISA", "AVX512", "avx512_vbmi2"
 
 # Below /sys/fs/cgroup. Those of version 1 are usually links to one another; "unified" is version 2 beside version 1.
 _V1_PARENTS: tuple[str, ...] = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
@@ -46,6 +51,18 @@ class Placement:
             compute_type = "float16" if device == "cuda" else "int8"
         express = self.express if self.express >= 0 else int(device == "cpu")
         return Placement(device, compute_type, lanes, self.threads or max(1, cores // lanes), express)
+
+
+def prefer_wide_vectors(environ: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> None:
+    """Has CTranslate2 use AVX-512 where that costs nothing; to be called before it first looks at the processor. What
+    the user set is left alone."""
+    try:
+        with (root / "proc/cpuinfo").open(encoding="utf-8") as lines:
+            flags = next((line for line in lines if line.startswith("flags")), "").split()
+    except OSError:
+        return  # no /proc: then by CTranslate2's own choice
+    if _WIDE_FLAG in flags:
+        environ.setdefault(ISA_VARIABLE, _WIDE_ISA)
 
 
 def usable_cores(root: Path = Path("/")) -> int:
