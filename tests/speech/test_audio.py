@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from whisperd.errors import WhisperdError
 from whisperd.media import input as audio_input
-from whisperd.media.audio import decode_audio
-from whisperd.media.input import AudioHints, opened
+from whisperd.media.audio import DecodedAudio, decode_audio
+from whisperd.media.input import AudioHints, AudioInput, opened
 from whisperd.media.readers import Attempt, read_ffmpeg
 from whisperd.media.sample_file import SampleFile
 from whisperd.media.vad import BLOCK_SAMPLES, SpeechDetector, sample_blocks
@@ -61,6 +61,12 @@ def named(clip: dict[str, Any]) -> str:
     return str(clip["file"])
 
 
+def decode(source: AudioInput, hints: AudioHints, max_audio_s: float) -> DecodedAudio:
+    return decode_audio(
+        source, hints, max_audio_s=max_audio_s, on_block=lambda: None, on_written=lambda _file: None
+    )
+
+
 @contextmanager
 def decoded(
     content: Path | bytes, hints: AudioHints | None = None, max_audio_s: float = 3600.0
@@ -74,7 +80,7 @@ def decoded(
         os.write(fd, content)
     try:
         with opened(fd, GB, lambda: None) as (source, _):
-            made = decode_audio(source, hints or AudioHints(), max_audio_s=max_audio_s, on_block=lambda: None)
+            made = decode(source, hints or AudioHints(), max_audio_s)
     finally:
         os.close(fd)
     try:
@@ -324,7 +330,7 @@ def test_even_a_demuxer_that_follows_references_opens_nothing(demuxer: str, opti
     samples = SampleFile(60.0)
     try:
         with opened(fd, GB, lambda: None) as (source, _):
-            attempt = Attempt(samples, lambda: None)
+            attempt = Attempt(samples, lambda: None, lambda _file: None)
             attempt.run(read_ffmpeg(source, content, attempt, demuxer, options))
         assert attempt.samples.sample_count == 0
         assert attempt.stopped_by
@@ -340,7 +346,7 @@ def test_the_clients_file_offset_is_left_alone() -> None:
         try:
             os.lseek(fd, 7, os.SEEK_SET)
             with opened(fd, GB, lambda: None) as (source, _):
-                made = decode_audio(source, AudioHints(), max_audio_s=60.0, on_block=lambda: None)
+                made = decode(source, AudioHints(), 60.0)
             os.close(made.fd)
             assert made.sample_count > 3 * SAMPLE_RATE
             assert os.lseek(fd, 0, os.SEEK_CUR) == 7
@@ -366,7 +372,7 @@ def test_decoded_audio_cannot_be_changed() -> None:
     fd = os.memfd_create("test")
     os.write(fd, content)
     with opened(fd, GB, lambda: None) as (source, _):
-        made = decode_audio(source, AudioHints(), max_audio_s=60.0, on_block=lambda: None)
+        made = decode(source, AudioHints(), 60.0)
     with pytest.raises(PermissionError):
         os.pwrite(made.fd, b"x", 0)
     with pytest.raises(PermissionError):
@@ -457,7 +463,7 @@ def test_long_audio_is_cut_in_pauses(clip: dict[str, Any], detector: SpeechDetec
     """Every cut of continuous reading lies where the reader is silent."""
     fd = os.open(SPEECH / clip["file"], os.O_RDONLY)
     with opened(fd, GB, lambda: None) as (source, _):
-        made = decode_audio(source, AudioHints(), max_audio_s=3600.0, on_block=lambda: None)
+        made = decode(source, AudioHints(), 3600.0)
     os.close(fd)
     found = [each for part in detector.probabilities(sample_blocks(made.fd, made.sample_count)) for each in part]
     os.close(made.fd)

@@ -1,8 +1,8 @@
 """Where a model runs: what "auto" and 0 come to on this machine.
 
 A container is often given less of the machine than it sees: its control group has a quota of processor time, spread
-over all cores. Lanes beyond that quota would only be stopped in turn, in the middle of their work. The processor may also have wider vectors than
-CTranslate2 takes by itself.
+over all cores. Lanes beyond that quota would only be stopped in turn, in the middle of their work. The processor may
+also have wider vectors than CTranslate2 takes by itself.
 """
 
 from __future__ import annotations

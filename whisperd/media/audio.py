@@ -31,9 +31,15 @@ class DecodedAudio:
 
 
 def decode_audio(
-    source: AudioInput, hints: AudioHints, *, max_audio_s: float, on_block: Callable[[], None]
+    source: AudioInput,
+    hints: AudioHints,
+    *,
+    max_audio_s: float,
+    on_block: Callable[[], None],
+    on_written: Callable[[SampleFile], None],
 ) -> DecodedAudio:
-    """Decodes the whole input. `on_block` is called between pieces of work that take far below half a second.
+    """Decodes the whole input. `on_block` is called between pieces of work that take far below half a second;
+    `on_written` after each block with the file that it was written to, which need not be the one that is chosen.
 
     Raises WhisperdError: `audio_unreadable`, or `audio_too_long` as soon as `max_audio_s` is passed.
     """
@@ -41,7 +47,7 @@ def decode_audio(
     attempts: list[Attempt] = []
     try:
         for reader in _readers(source, hints, head, attempts):
-            attempts.append(Attempt(SampleFile(max_audio_s), on_block))
+            attempts.append(Attempt(SampleFile(max_audio_s), on_block, on_written))
             attempts[-1].run(reader(attempts[-1]))
         best = max(attempts, key=lambda attempt: attempt.samples.sample_count)
         if not best.samples.sample_count:

@@ -22,8 +22,9 @@ from whisperd.worker import Callbacks, NotSent, Worker, loss
 
 __all__ = ["MediaPool", "Part", "Prepared"]
 
-# One thread each: several workers side by side use the cores, and a client's audio gains little from more.
-_ENVIRON = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# One thread for each library: several workers side by side use the cores, and a client's audio gains little from more.
+# And one heap, though long audio is searched for speech by a thread of its own.
+_ENVIRON = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 ABANDONED_GRACE_S = 2.0  # for input that nobody waits for any more: most is done by then, and a restart costs a second
 START_AGAIN_S = 30.0  # between two tries with a worker that does not start
 

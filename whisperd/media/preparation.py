@@ -14,7 +14,8 @@ from typing import Any
 from whisperd.errors import WhisperdError
 from whisperd.media.audio import decode_audio
 from whisperd.media.input import AudioHints, opened, write_all
-from whisperd.media.vad import SpeechDetector, sample_blocks
+from whisperd.media.listener import Listener
+from whisperd.media.vad import SpeechDetector
 from whisperd.media.windows import FRAME_SAMPLES, Planner, WindowPlan, needs_probabilities
 from whisperd.messages import SAMPLE_RATE
 
@@ -91,16 +92,23 @@ class Preparer:
         hints = AudioHints(
             request["format"], request["sample_rate"], request["channels"], request["suffix"] or ""
         )
-        with opened(fd, request["max_bytes"], on_block) as (source, digest):
-            on_digest(digest)
-            decoded = decode_audio(source, hints, max_audio_s=request["max_audio_s"], on_block=on_block)
-        decoded_s = time.perf_counter()
-        try:
-            told = _Told(decoded.fd, on_part if not request["first_only"] else None)
-            plan = self._plan(told, decoded.sample_count, request, on_block)
-        except BaseException:
-            os.close(decoded.fd)
-            raise
+        with Listener(self._detector) as listener:
+            with opened(fd, request["max_bytes"], on_block) as (source, digest):
+                on_digest(digest)
+                decoded = decode_audio(
+                    source,
+                    hints,
+                    max_audio_s=request["max_audio_s"],
+                    on_block=on_block,
+                    on_written=listener.written if not request["first_only"] else lambda _file: None,
+                )
+            decoded_s = time.perf_counter()
+            try:
+                told = _Told(decoded.fd, on_part if not request["first_only"] else None)
+                plan = _plan(told, listener, decoded.sample_count, request, on_block)
+            except BaseException:
+                os.close(decoded.fd)
+                raise
         return Preparation(
             samples_fd=decoded.fd,
             plan=plan,
@@ -110,23 +118,6 @@ class Preparer:
             vad_ms=(time.perf_counter() - decoded_s) * 1000,
             warnings=decoded.warnings,
         )
-
-    def _plan(
-        self, told: _Told, sample_count: int, request: Mapping[str, Any], on_block: Callable[[], None]
-    ) -> WindowPlan:
-        """What is left of the plan when the parts that were settled before have been told."""
-        vad, window_s = request["vad"], request["window_s"]
-        planner = Planner(sample_count, vad=vad, window_s=window_s)
-        held = WindowPlan((), 0, (), ())
-        if needs_probabilities(sample_count, vad=vad, window_s=window_s):
-            for part in self._detector.probabilities(sample_blocks(told.samples_fd, sample_count)):
-                held += planner.feed(part)
-                if held.windows and request["first_only"]:
-                    return held
-                if planner.frames * FRAME_SAMPLES < sample_count:  # else the rest follows at once
-                    held = told.tell(held)
-                on_block()
-        return held + planner.finish()
 
     def warm_up(self) -> None:
         """Uses every library once, in failure too, so that nothing is left to be loaded from files later."""
@@ -156,3 +147,21 @@ class Preparer:
             os.close(preparation.samples_fd)
         finally:
             os.close(fd)
+
+
+def _plan(
+    told: _Told, listener: Listener, sample_count: int, request: Mapping[str, Any], on_block: Callable[[], None]
+) -> WindowPlan:
+    """What is left of the plan when the parts that were settled before have been told."""
+    vad, window_s = request["vad"], request["window_s"]
+    planner = Planner(sample_count, vad=vad, window_s=window_s)
+    held = WindowPlan((), 0, (), ())
+    if needs_probabilities(sample_count, vad=vad, window_s=window_s):
+        for part in listener.probabilities(told.samples_fd, sample_count):
+            held += planner.feed(part)
+            if held.windows and request["first_only"]:
+                return held
+            if planner.frames * FRAME_SAMPLES < sample_count:  # else the rest follows at once
+                held = told.tell(held)
+            on_block()
+    return held + planner.finish()

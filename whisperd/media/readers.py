@@ -50,6 +50,7 @@ class Attempt:
 
     samples: SampleFile
     on_block: Callable[[], None]
+    on_written: Callable[[SampleFile], None]
     recognised: bool = False
     announced_s: float = 0.0  # by the header; 0: it does not say
     stopped_by: str = ""
@@ -62,6 +63,7 @@ class Attempt:
             try:
                 for block, rate_hz in blocks:
                     self.samples.write(block, rate_hz)
+                    self.on_written(self.samples)
                     self.on_block()
             except Unreadable as error:
                 self.stopped_by = str(error)

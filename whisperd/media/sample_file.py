@@ -75,6 +75,10 @@ class SampleFile:
                 self._append(resampled)
             self._resampler = None
 
+    def duplicate(self) -> int:
+        """Another descriptor of the memory file, the caller's."""
+        return os.dup(self._fd)
+
     def seal(self) -> None:
         """From now on nobody can change the memory file, whoever gets its descriptor."""
         fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)

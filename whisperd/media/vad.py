@@ -81,7 +81,11 @@ def model_path() -> Path:
 
 
 def sample_blocks(fd: int, sample_count: int) -> Iterator[NDArray[np.float32]]:
-    """The samples of a memory file of float32 in blocks for `probabilities`, read by position."""
+    """The samples of a memory file in blocks for `probabilities`."""
     for start in range(0, sample_count, BLOCK_SAMPLES):
-        count = min(BLOCK_SAMPLES, sample_count - start)
-        yield np.frombuffer(os.pread(fd, count * 4, start * 4), "<f4")
+        yield read_samples(fd, start, min(BLOCK_SAMPLES, sample_count - start))
+
+
+def read_samples(fd: int, start: int, count: int) -> NDArray[np.float32]:
+    """Samples of a memory file of float32, read by position."""
+    return np.frombuffer(os.pread(fd, count * 4, start * 4), "<f4")
