@@ -122,7 +122,6 @@ class WindowResult:
     segments: tuple[Segment, ...]
     language: str
     language_probability: float
-    infer_ms: float
     retried: str | None = None  # why the row was decoded again, if it was
     languages: tuple[tuple[str, float], ...] = ()  # all of them, best first; only for task "detect"
     warnings: tuple[str, ...] = ()  # what of the options could not be had; for the client
@@ -133,7 +132,6 @@ class WindowResult:
             "segments": [segment.to_wire() for segment in self.segments],
             "language": self.language,
             "language_probability": self.language_probability,
-            "infer_ms": self.infer_ms,
             "retried": self.retried,
             "languages": self.languages,
             "warnings": self.warnings,
@@ -146,7 +144,6 @@ class WindowResult:
             segments=tuple(segment_from_wire(segment) for segment in wire["segments"]),
             language=wire["language"],
             language_probability=wire["language_probability"],
-            infer_ms=wire["infer_ms"],
             retried=wire["retried"],
             languages=tuple((code, probability) for code, probability in wire["languages"]),
             warnings=tuple(wire["warnings"]),

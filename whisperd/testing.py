@@ -34,19 +34,6 @@ _SLOW = re.compile(rb"SLOW (\d+(?:\.\d+)?)")
 Heard = TypeVar("Heard")
 
 
-class FakeClock:
-    """Time that moves when it is told to."""
-
-    def __init__(self, now: float = 0.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
 def digest_of(data: bytes) -> str:
     """What the fake engine says of an input: the first eight hex digits of its SHA-256."""
     return hashlib.sha256(data).hexdigest()[:8]
@@ -186,7 +173,7 @@ def _result(window: Window) -> WindowResult:
     job = window.job
     language = job.work.row.language or job.language or "en"
     if job.work.row.task == "detect":
-        return WindowResult((), "en", 0.9, 0.0, languages=(("en", 0.9), ("de", 0.1)))
+        return WindowResult((), "en", 0.9, languages=(("en", 0.9), ("de", 0.1)))
     text = f" {job.digest} {window.index}"
     duration_s = round(window.duration_s, 3)
     words = None
@@ -194,4 +181,4 @@ def _result(window: Window) -> WindowResult:
         half_s = round(duration_s / 2, 3)
         words = (Word(f" {job.digest}", 0.0, half_s, 1.0), Word(f" {window.index}", half_s, duration_s, 1.0))
     segment = Segment(0, 0.0, duration_s, text, -0.1, 0.01, 1.0, job.work.options.temperatures[0], words)
-    return WindowResult((segment,), language, 0.9, 0.0)
+    return WindowResult((segment,), language, 0.9)

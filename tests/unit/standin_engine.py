@@ -40,7 +40,7 @@ def _follow(channel: Channel, lock: threading.Lock, batch: int, steps: list[Any]
 
     for kind, *rest in steps:
         if kind == "row":
-            say({"event": "row", "row": rest[0], "result": WindowResult((), "en", rest[0] / 10, 1.0).to_wire()})
+            say({"event": "row", "row": rest[0], "result": WindowResult((), "en", rest[0] / 10).to_wire()})
         elif kind == "done":
             say({"event": "done"})
         elif kind == "say":

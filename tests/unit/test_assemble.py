@@ -16,7 +16,7 @@ from whisperd.messages import SAMPLE_RATE, DecodeOptions, RowOptions, Segment, W
 from whisperd.protocol import find_method
 
 
-def heard(*texts: str, language: str = "en", words: bool = False, infer_ms: float = 5.0) -> WindowResult:
+def heard(*texts: str, language: str = "en", words: bool = False) -> WindowResult:
     """A window's result with one second for each text."""
     segments = tuple(
         Segment(
@@ -32,7 +32,7 @@ def heard(*texts: str, language: str = "en", words: bool = False, infer_ms: floa
         )
         for number, text in enumerate(texts)
     )
-    return WindowResult(segments, language, 0.876543, infer_ms)
+    return WindowResult(segments, language, 0.876543)
 
 
 def job(*results: WindowResult | None, window_s: float = 10.0, row: RowOptions | None = None, **work: object) -> Job:

@@ -21,7 +21,7 @@ from whisperd.jobs import Job, State, Window
 from whisperd.messages import DecodeOptions, WindowResult
 from whisperd.worker import NotSent, Worker, WorkerLost
 
-HEARD = WindowResult((), "en", 0.9, 1.0)
+HEARD = WindowResult((), "en", 0.9)
 
 
 class Flight:

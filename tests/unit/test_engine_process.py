@@ -138,8 +138,8 @@ def test_a_batch_that_is_done_without_all_its_rows_has_failed() -> None:
     [
         {"event": "row", "row": 0},
         {"event": "row", "row": 0, "result": None},
-        {"event": "row", "row": 0, "result": {**WindowResult((), "en", 1.0, 1.0).to_wire(), "segments": [{}]}},
-        {"event": "row", "row": "first", "result": WindowResult((), "en", 1.0, 1.0).to_wire()},
+        {"event": "row", "row": 0, "result": {**WindowResult((), "en", 1.0).to_wire(), "segments": [{}]}},
+        {"event": "row", "row": "first", "result": WindowResult((), "en", 1.0).to_wire()},
         {"event": "done", "batch": "mine"},
         {"event": "done", "batch": [1]},
         {},

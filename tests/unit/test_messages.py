@@ -33,7 +33,6 @@ results = st.builds(
     st.lists(segments, max_size=3).map(tuple),
     texts,
     numbers,
-    numbers,
     st.none() | texts,
     st.lists(st.tuples(texts, numbers), max_size=3).map(tuple),
 )

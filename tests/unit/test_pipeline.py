@@ -54,7 +54,7 @@ class Linguist(FakeEngine):
         self.told += [(window.index, language) for window, language in zip(windows, known, strict=True)]
         results = await super().submit(windows)
         return [
-            WindowResult(result.segments, language or "fr", 0.75, 0.0)
+            WindowResult(result.segments, language or "fr", 0.75)
             for result, language in zip(results, known, strict=True)
         ]
 
@@ -630,7 +630,7 @@ def test_a_result_that_cannot_be_used_is_internal_for_its_own_job(render: list[s
             for number, window in enumerate(windows):
                 if window.job.request_id == "odd":
                     segment = Segment(0, 0.0, 1.0, "\ud800", -0.1, 0.0, 1.0, 0.0)  # UTF-8 has no such character
-                    results[number] = WindowResult((segment,), "en", 0.9, 0.0)
+                    results[number] = WindowResult((segment,), "en", 0.9)
             return results
 
     async def test() -> None:

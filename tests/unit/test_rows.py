@@ -29,7 +29,7 @@ def heard(*ends: float, words: bool = False) -> WindowResult:
         own = (Word(f" w{number}", start, end, 0.9),) if words else None
         segments.append(Segment(number, start, end, f" w{number}", -0.1, 0.0, 1.0, 0.0, own))
         start = end
-    return WindowResult(tuple(segments), "en", 1.0, 0.0)
+    return WindowResult(tuple(segments), "en", 1.0)
 
 
 def test_a_long_rest_begins_where_the_text_stopped_and_a_short_one_a_little_before_its_last_stretch() -> None:

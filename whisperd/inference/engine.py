@@ -21,7 +21,6 @@ the next temperature, so that one bad row changes nothing for its neighbours.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +118,6 @@ class Recognizer:
         self, rows: Sequence[Row], options: DecodeOptions, frames: int, beat: Beat
     ) -> list[WindowResult]:
         """Decodes a batch. `beat` is called between the steps, so that a hang can be told from hard work."""
-        began = time.perf_counter()
         heard = self._decode(rows, options, frames, beat)
         results = [one.result for one in heard]
         rests = {i: rest for i, row in enumerate(rows) if (rest := rest_of_text(row, heard[i].stretches))}
@@ -129,9 +127,8 @@ class Recognizer:
                 results[i] = joined(results[i], again, rests[i])
         if not options.timestamps:
             results = [in_one(result, row) for result, row in zip(results, rows, strict=True)]
-        infer_ms = (time.perf_counter() - began) * 1000
         warnings = self._prompt(options).warnings
-        return [replace(result, infer_ms=infer_ms, warnings=warnings) for result in results]
+        return [replace(result, warnings=warnings) for result in results]
 
     def _decode(
         self, rows: Sequence[Row], options: DecodeOptions, frames: int, beat: Beat
@@ -153,7 +150,7 @@ class Recognizer:
             beat()
             language, probability = languages[i]
             segments = [_segment(n, tokenizer, own, one, row.options.words) for n, one in enumerate(sentences)]
-            result = WindowResult(tuple(segments), language, probability, 0.0, reason)
+            result = WindowResult(tuple(segments), language, probability, reason)
             heard.append(Heard(result, [stretch for stretch, _ in sentences]))
         return heard
 
@@ -185,14 +182,12 @@ class Recognizer:
 
     def detect(self, rows: Sequence[Row], beat: Beat) -> list[WindowResult]:
         """Language probabilities of each row, best first, from the full context."""
-        began = time.perf_counter()
         if not self.multilingual:
             found = [[("en", 1.0)] for _ in rows]
         else:
             encoded = self._encode(rows, FRAMES_MAX, beat)
             found = [[(token[2:-2], p) for token, p in row] for row in self.model.model.detect_language(encoded)]
-        infer_ms = (time.perf_counter() - began) * 1000
-        return [WindowResult((), every[0][0], every[0][1], infer_ms, languages=tuple(every)) for every in found]
+        return [WindowResult((), *every[0], languages=tuple(every)) for every in found]
 
     def _encode(self, rows: Sequence[Row], frames: int, beat: Beat) -> Any:
         """Encoder output of shape [rows, frames / 2, d_model].

@@ -66,7 +66,7 @@ def main() -> int:
         except WhisperdError as error:
             outbox.send({"event": "failed", "kind": error.kind, "message": error.message})
             return 0
-        tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         for _ in range(recognizer.placement.workers):
             threading.Thread(target=_lane, args=(tasks, recognizer, outbox), daemon=True).start()
         while True:
@@ -98,10 +98,10 @@ def _load(load: Callable[[Path, Placement], Recognizer], message: dict[str, Any]
     return recognizer
 
 
-def _lane(tasks: queue.SimpleQueue[_Task | None], recognizer: Recognizer, outbox: _Outbox) -> None:
+def _lane(tasks: queue.SimpleQueue[_Task], recognizer: Recognizer, outbox: _Outbox) -> None:
     """One of the batches that are decoded side by side."""
-    while (task := tasks.get()) is not None:
-        message, fds = task
+    while True:
+        message, fds = tasks.get()
         batch = message["batch"]
         try:
             results = _decode(message, fds, recognizer, partial(outbox.send, {"event": "beat", "batch": batch}))
