@@ -107,6 +107,11 @@ class Loaded:
     sources: Mapping[str, str]
 
 
+def flag_name(name: str) -> str:
+    """The command-line flag of a setting; one in seconds loses its `_s`, as in `--drain-timeout`."""
+    return "--" + name.removesuffix("_s").replace("_", "-")
+
+
 def load_config(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]) -> Loaded:
     """Merges the layers. Flags that are None were not given. Raises ConfigError."""
     values: dict[str, Any] = {}
@@ -123,7 +128,7 @@ def load_config(flags: Mapping[str, Any], file: Path | None, environ: Mapping[st
             take(variable, name, _checked(name, _parse(name, text, variable), variable))
     for name, value in flags.items():
         if value is not None:
-            take("flag", _known(name, "flag"), _checked(name, value, f"--{name.replace('_', '-')}"))
+            take("flag", _known(name, "flag"), _checked(name, value, flag_name(name)))
     return Loaded(Config(**values), sources)
 
 

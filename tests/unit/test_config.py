@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisperd.config import FIELDS, Config, ConfigError, Loaded, load_config
+from whisperd.config import FIELDS, Config, ConfigError, Loaded, flag_name, load_config
 
 
 def toml(folder: Path, text: str) -> Path:
@@ -202,7 +202,7 @@ def test_a_whole_number_will_do_for_seconds(tmp_path: Path) -> None:
 )
 def test_a_value_out_of_range_is_refused_in_every_layer(tmp_path: Path, name: str, value: Any, said: str) -> None:
     """The message names the layer's own word for the setting."""
-    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: .*{said}"):
+    with pytest.raises(ConfigError, match=f"{flag_name(name)}: .*{said}"):
         load_config({name: value}, None, {})
     with pytest.raises(ConfigError, match=f"WHISPERD_{name.upper()}: .*{said}"):
         from_environ(**{name.upper(): str(value)})

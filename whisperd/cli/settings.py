@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from whisperd.config import FIELDS, Config, ConfigError, Loaded, load_config
+from whisperd.config import FIELDS, Config, ConfigError, Loaded, flag_name, load_config
 from whisperd.paths import default_settings_path
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -21,16 +21,12 @@ _METAVARS = {"model": "NAME|PATH", "allow_root": "DIR", "socket_group": "GROUP"}
 
 
 def setting_options(command: Command) -> Command:
-    """Adds `--config` and an option per setting; a setting in seconds loses its `_s`, as in `--drain-timeout`."""
+    """Adds `--config` and an option per setting."""
     for name in reversed(FIELDS):
         command = _option(name)(command)
     file = click.Path(path_type=Path, dir_okay=False)
     help = "TOML file with settings.  [default: whisperd/whisperd.toml in $XDG_CONFIG_HOME, if it is there]"
     return click.option("--config", "config_file", type=file, help=help)(command)
-
-
-def flag_name(name: str) -> str:
-    return "--" + name.removesuffix("_s").replace("_", "-")
 
 
 def _option(name: str) -> Callable[[Command], Command]:

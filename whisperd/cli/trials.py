@@ -17,8 +17,8 @@ from types import TracebackType
 import orjson
 
 import whisperd
-from whisperd.cli.settings import flag_name
 from whisperd.client import Client
+from whisperd.config import flag_name
 from whisperd.tuning import Clip, Observed, Texts, Value, Values, plain
 
 SPEECH = Path(whisperd.__file__).parent / "tuning_speech"

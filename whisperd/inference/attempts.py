@@ -8,6 +8,7 @@ repetitive or too unlikely, and the next temperature is tried. Pure figures; it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whisperd.inference.repeats import tail_repeats
@@ -98,3 +99,14 @@ def needs_fallback(attempt: Attempt, options: DecodeOptions) -> bool:
         return False
     limit = options.compression_ratio_threshold
     return unlikely or (limit is not None and attempt.compression_ratio > limit)
+
+
+def likeliest(tried: Sequence[Attempt], options: DecodeOptions) -> Attempt:
+    """The one to keep where none is to be trusted: one that does not repeat itself, else one that came to an end.
+    Likelihood only decides between equals, because a model that goes round in circles is ever surer of it."""
+    limit = options.compression_ratio_threshold
+
+    def merit(attempt: Attempt) -> tuple[bool, bool, float]:
+        return limit is None or attempt.compression_ratio <= limit, not attempt.capped, attempt.avg_logprob
+
+    return max(tried, key=merit)

@@ -41,6 +41,7 @@ from whisperd.inference.attempts import (
     guard,
     is_sparse,
     is_unsure,
+    likeliest,
     needs_fallback,
     token_cap,
 )
@@ -298,9 +299,7 @@ class Recognizer:
             tried.append(attempt)
             if not needs_fallback(attempt, options) or row.faint:
                 return attempt, encoded  # (where there may be no speech, guessing on would only invent some)
-        limit = options.compression_ratio_threshold
-        calm = [attempt for attempt in tried if limit is None or attempt.compression_ratio <= limit]
-        return max(calm or tried, key=lambda attempt: attempt.avg_logprob), encoded
+        return likeliest(tried, options), encoded
 
     def _sentences(
         self, row: Row, tokenizer: Tokenizer, attempt: Attempt, options: DecodeOptions, encoded: Any, index: int
