@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import numpy as np
 import psutil
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from whisperd.media.listener import Listener
 from whisperd.media.sample_file import SampleFile
 from whisperd.media.vad import SpeechDetector, sample_blocks
+from whisperd.media.windows import FRAME_SAMPLES
 from whisperd.messages import SAMPLE_RATE
 
 
@@ -58,20 +60,39 @@ def test_what_is_heard_meanwhile_is_what_is_heard_afterwards(
     detector: SpeechDetector, seconds: float, step: int
 ) -> None:
     file = SampleFile(3600.0)
-    with Listener(detector) as listener:
+    with closing(Listener(detector)) as listener:
         write(file, noise(seconds, 1), listener, step)
         assert heard(listener, file) == afterwards(detector, file)
+    file.close()
+
+
+def test_what_is_there_already_comes_in_pieces(detector: SpeechDetector) -> None:
+    """Or the worker would be silent for as long as it takes to plan a day of audio."""
+    file = SampleFile(3600.0)
+    with closing(Listener(detector)) as listener:
+        write(file, noise(300, 1), listener, 131_072)
+        fd = file.duplicate()
+        parts = listener.probabilities(fd, file.sample_count)
+        first = len(next(parts))
+        assert listener._thread
+        listener._thread.join(30.0)
+        assert not listener._thread.is_alive()
+        sizes = [len(part) for part in parts]
+        os.close(fd)
+    assert first + sum(sizes) == -(-file.sample_count // FRAME_SAMPLES)
+    assert len(sizes) > 1
+    assert max(sizes) <= 128 * SAMPLE_RATE / FRAME_SAMPLES
     file.close()
 
 
 def test_the_file_that_is_chosen_counts(detector: SpeechDetector) -> None:
     """A second reader may have got more out of the input than the first."""
     first, second = SampleFile(3600.0), SampleFile(3600.0)
-    with Listener(detector) as listener:
+    with closing(Listener(detector)) as listener:
         write(first, noise(40, 1), listener, 131_072)
         write(second, noise(60, 2), listener, 131_072)
         assert heard(listener, second) == afterwards(detector, second)
-    with Listener(detector) as listener:
+    with closing(Listener(detector)) as listener:
         write(first, noise(1, 1), listener, 131_072)
         write(second, noise(1, 2), listener, 131_072)
         assert heard(listener, first) == afterwards(detector, first)
@@ -85,7 +106,7 @@ def test_nothing_is_left_when_decoding_fails(detector: SpeechDetector) -> None:
     threads, descriptors = threading.active_count(), psutil.Process().num_fds()
 
     def fail() -> None:
-        with Listener(detector) as listener:
+        with closing(Listener(detector)) as listener:
             write(file, noise(40, 1), listener, 131_072)
             assert threading.active_count() == threads + 1
             raise ValueError("broken")
@@ -93,7 +114,7 @@ def test_nothing_is_left_when_decoding_fails(detector: SpeechDetector) -> None:
     with pytest.raises(ValueError, match="broken"):
         fail()
     fd = file.duplicate()
-    with Listener(detector) as listener:
+    with closing(Listener(detector)) as listener:
         write(file, noise(40, 1), listener, 131_072)
         assert next(iter(listener.probabilities(fd, file.sample_count)))
     os.close(fd)
@@ -107,7 +128,7 @@ def test_what_goes_wrong_in_the_thread_is_told_to_who_asks() -> None:
             yield from super().probabilities(np.zeros(1_000, np.float32) for _ in blocks)
 
     file = SampleFile(3600.0)
-    with Listener(Broken()) as listener:
+    with closing(Listener(Broken())) as listener:
         write(file, noise(50, 1), listener, 131_072)
         with pytest.raises(ValueError, match="multiple of 512"):
             heard(listener, file)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 # CTranslate2's own choice is never more than AVX2; AVX-512 gives 10 % on short clips. Processors that have this part of
 # it (Ice Lake, Zen 4 and later) do not slow down for it, as those before them did.
-ISA_VARIABLE, _WIDE_ISA, _WIDE_FLAG = "CT2_FORCE_CPU_ISA", "AVX512", "avx512_vbmi2"
+_ISA_VARIABLE, _WIDE_ISA, _WIDE_FLAG = "CT2_FORCE_CPU_ISA", "AVX512", "avx512_vbmi2"
 
 # Below /sys/fs/cgroup. Those of version 1 are usually links to one another; "unified" is version 2 beside version 1.
 _V1_PARENTS: tuple[str, ...] = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
@@ -62,7 +62,7 @@ def prefer_wide_vectors(environ: MutableMapping[str, str] = os.environ, root: Pa
     except OSError:
         return  # no /proc: then by CTranslate2's own choice
     if _WIDE_FLAG in flags:
-        environ.setdefault(ISA_VARIABLE, _WIDE_ISA)
+        environ.setdefault(_ISA_VARIABLE, _WIDE_ISA)
 
 
 def usable_cores(root: Path = Path("/")) -> int:

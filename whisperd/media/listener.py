@@ -7,13 +7,12 @@ thread as they are written. It sees them as the memory file has them, in the sam
 
 from __future__ import annotations
 
+import array
 import os
 import queue
 import threading
 from collections.abc import Iterator
 from functools import partial
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +21,14 @@ from whisperd.media.sample_file import SampleFile
 from whisperd.media.vad import BLOCK_SAMPLES, SpeechDetector, read_samples, sample_blocks
 
 _BEGIN_SAMPLES = 2 * BLOCK_SAMPLES  # less audio than this is one window, and not worth a thread
+# Blocks told at once, two minutes of audio: planning them takes some ten milliseconds, after which the worker says that
+# it is alive. Where decoding is slow, as of video, all of a day may be there at its end.
+_TOLD_BLOCKS = 8
 
 
 class Listener:
-    """Listens to one input, of which several readers may write a file of samples; it hears the first one. Leaving its
-    context ends the thread."""
+    """Listens to one input, of which several readers may write a file of samples; it hears the first one. To be closed,
+    which ends the thread."""
 
     def __init__(self, detector: SpeechDetector) -> None:
         self._detector = detector
@@ -36,15 +38,8 @@ class Listener:
         self._grown = threading.Condition()
         self._sample_count = 0
         self._whole = self._given_up = False
-        self._found: queue.SimpleQueue[list[float] | BaseException | None] = queue.SimpleQueue()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._give_up()
+        # As arrays: lists of a day's probabilities would take 90 MB.
+        self._found: queue.SimpleQueue[array.array[float] | BaseException | None] = queue.SimpleQueue()
 
     def written(self, file: SampleFile) -> None:
         """More samples are in the file."""
@@ -56,25 +51,35 @@ class Listener:
             self._grow(file.sample_count)
 
     def probabilities(self, fd: int, sample_count: int) -> Iterator[list[float]]:
-        """Those of the file that was chosen, now complete: as many at a time as are there, at least a block's."""
+        """Those of the file that was chosen, now complete, some blocks at a time where they are there already."""
         if self._thread is None or not os.path.sameopenfile(fd, self._fd):
-            self._give_up()
+            self.close()
             yield from self._detector.probabilities(sample_blocks(fd, sample_count))
             return
         self._grow(sample_count, whole=True)
         ended = False
         while not ended:
-            found = [self._found.get()]
-            while not self._found.empty():
-                found.append(self._found.get())
             several: list[float] = []
-            for part in found:
+            for count in range(_TOLD_BLOCKS):
+                if count and self._found.empty():
+                    break
+                part = self._found.get()
                 if isinstance(part, BaseException):
                     raise part
-                several += part or []
-            ended = found[-1] is None
+                ended = part is None
+                several += part or ()
             if several:
                 yield several
+
+    def close(self) -> None:
+        """Ends the thread, if there is one; a second call does nothing."""
+        if self._thread is not None:
+            with self._grown:
+                self._given_up = True
+                self._grown.notify()
+            self._thread.join()  # some 40 ms at most
+            os.close(self._fd)
+            self._thread, self._file = None, None
 
     def _grow(self, sample_count: int, *, whole: bool = False) -> None:
         with self._grown:
@@ -84,7 +89,7 @@ class Listener:
     def _listen(self) -> None:
         try:
             for part in self._detector.probabilities(self._blocks()):
-                self._found.put(part)
+                self._found.put(array.array("d", part))
             self._found.put(None)
         except BaseException as error:  # which belongs to the thread that asks
             self._found.put(error)
@@ -102,12 +107,3 @@ class Listener:
 
     def _is_there(self, sample_count: int) -> bool:
         return self._whole or self._given_up or self._sample_count >= sample_count
-
-    def _give_up(self) -> None:
-        if self._thread is not None:
-            with self._grown:
-                self._given_up = True
-                self._grown.notify()
-            self._thread.join()  # some 40 ms at most
-            os.close(self._fd)
-            self._thread, self._file = None, None

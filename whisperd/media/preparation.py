@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +93,7 @@ class Preparer:
         hints = AudioHints(
             request["format"], request["sample_rate"], request["channels"], request["suffix"] or ""
         )
-        with Listener(self._detector) as listener:
+        with closing(Listener(self._detector)) as listener:
             with opened(fd, request["max_bytes"], on_block) as (source, digest):
                 on_digest(digest)
                 decoded = decode_audio(
